@@ -1,0 +1,22 @@
+"""What a study is: one session's images, a dict of modalities of which some are absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """One session of one subject.
+
+    ``images`` maps canonical modality names to files; a modality that is not there was not acquired. ``labels``
+    maps a label's name (``seg``, ``brainmask``, ``change_mask``, ...) to its file. ``id`` is unique in its cohort
+    and safe as a file name; ``subject`` groups sessions so that a split never separates them.
+    """
+
+    id: str
+    subject: str
+    images: dict[str, Path]
+    session: str | None = None
+    labels: dict[str, Path] = field(default_factory=dict)
