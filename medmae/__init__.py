@@ -1,0 +1,83 @@
+"""medmae: masked-autoencoder pre-training on 3D medical images.
+
+The public functions are the commands of the same names::
+
+    import medmae
+
+    model = medmae.create("bm-mae-base")         # a plan's name, path or object; random weights
+    model = medmae.load("RUN")                   # a run, a checkpoint folder or a published file
+    medmae.pretrain("SCANS", "bm-mae-tiny", "RUN", max_steps=100)
+
+Everything here is imported when it is first used, so ``import medmae`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medmae.cohort.demo import make_demo_cohort as make_demo_cohort
+    from medmae.cohort.integrity import inspect as inspect
+    from medmae.cohort.layouts import find_studies as find_studies
+    from medmae.cohort.store import Cohort as Cohort
+    from medmae.cohort.store import prepare as prepare
+    from medmae.cohort.study import Study as Study
+    from medmae.errors import CheckpointError as CheckpointError
+    from medmae.errors import InputError as InputError
+    from medmae.errors import MedmaeError as MedmaeError
+    from medmae.errors import PlanError as PlanError
+    from medmae.errors import Problem as Problem
+    from medmae.errors import TrainingError as TrainingError
+    from medmae.imaging.nifti import read_image as read_image
+    from medmae.imaging.nifti import write_nifti as write_nifti
+    from medmae.imaging.volume import Grid as Grid
+    from medmae.imaging.volume import Volume as Volume
+    from medmae.plan import Plan as Plan
+    from medmae.plan import available_plans as available_plans
+
+_HOME = {
+    "CheckpointError": "medmae.errors",
+    "Cohort": "medmae.cohort.store",
+    "Grid": "medmae.imaging.volume",
+    "InputError": "medmae.errors",
+    "MedmaeError": "medmae.errors",
+    "Plan": "medmae.plan",
+    "PlanError": "medmae.errors",
+    "Problem": "medmae.errors",
+    "Study": "medmae.cohort.study",
+    "TrainingError": "medmae.errors",
+    "Volume": "medmae.imaging.volume",
+    "available_plans": "medmae.plan",
+    "benchmark": "medmae.benchmark",
+    "create": "medmae.models",
+    "demo": "medmae.demo",
+    "evaluate_synthesis": "medmae.synthesis.evaluate",
+    "find_studies": "medmae.cohort.layouts",
+    "import_weights": "medmae.weights.importing",
+    "inspect": "medmae.cohort.integrity",
+    "load": "medmae.models",
+    "make_demo_cohort": "medmae.cohort.demo",
+    "prepare": "medmae.cohort.store",
+    "pretrain": "medmae.training.pretrain",
+    "read_image": "medmae.imaging.nifti",
+    "reconstruct": "medmae.synthesis.reconstruct",
+    "reconstruct_volumes": "medmae.synthesis.reconstruct",
+    "write_nifti": "medmae.imaging.nifti",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medmae' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
