@@ -1,0 +1,293 @@
+"""The command line: every command parses its options, calls the public function of the same name, prints the result.
+
+No logic lives here; what a command does is a Python function that anybody can call.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import medmae
+from medmae.console import Outcome, command, is_first_process, progress
+
+app = typer.Typer(
+    name="medmae",
+    help="Masked-autoencoder pre-training on 3D medical images, and what it is good for.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+evaluate = typer.Typer(no_args_is_help=True, help="Measure what a model does, on studies that it never saw.")
+app.add_typer(evaluate, name="evaluate")
+
+Data = Annotated[
+    Path,
+    typer.Argument(metavar="DATA", help="Scans in any supported layout, recognised by content.", show_default=False),
+]
+Checkpoint = Annotated[
+    str, typer.Option("--checkpoint", "-c", help="A run, a checkpoint folder or a published file.", show_default=False)
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)]
+PlanName = Annotated[
+    str, typer.Option("--plan", "-p", help="A plan's name (`medmae plans`) or a path.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one field of the plan; repeat for more.", show_default=False
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute; auto takes a GPU if there is one.")
+]
+Precision = Annotated[
+    Literal["32", "bf16"] | None, typer.Option(help="Arithmetic; left out, what the plan says.", show_default=False)
+]
+Targets = Annotated[
+    list[str] | None, typer.Option("--target", "-t", metavar="MODALITY", help="Repeat for more.", show_default=False)
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; left out, one a core.", show_default=False)]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+
+
+def version(asked: bool) -> None:
+    if asked:
+        print(f"medmae {medmae.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def common(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Masked-autoencoder pre-training on 3D medical images, and what it is good for."""
+
+
+@app.command(epilog="Example: medmae demo -o medmae-demo")
+@command
+def demo(
+    out: Out = Path("medmae-demo"),
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> Outcome:
+    """Cohort, pre-training, reconstruction, evaluation and report, in minutes on a CPU."""
+    result = medmae.demo(out, seed=seed, device=device)
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
+@app.command(epilog="Example: medmae plans bm-mae-base --set training.lr=0.0003")
+@command
+def plans(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A plan's name or path.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> Outcome:
+    """List the shipped plans, or show one with every field as it will be used."""
+    if name is None:
+        listed = [medmae.Plan.load(known) for known in medmae.available_plans()]
+        return Outcome({plan.name: plan.model_dump(mode="json") for plan in listed}, [facts(plan) for plan in listed])
+    plan = medmae.Plan.load(name, overrides or ())
+    return Outcome(plan.model_dump(mode="json"), [plan.to_json()])
+
+
+@app.command(epilog="Example: medmae inspect SCANS")
+@command
+def inspect(
+    data: Data,
+    modalities: Annotated[
+        list[str] | None,
+        typer.Option("--modality", "-m", metavar="MODALITY", help="Look at these only; repeat for more."),
+    ] = None,
+) -> Outcome:
+    """Layout, studies and modalities of a folder of scans, and everything wrong with them. Changes nothing."""
+    result = medmae.inspect(data, modalities=modalities)
+    failed = {problem.where for problem in result.problems if problem.fatal}
+    return Outcome(result.to_json(), str(result).splitlines(), result.problems, len(result.studies), len(failed))
+
+
+@app.command(epilog="Example: medmae prepare SCANS --plan bm-mae-base -o COHORT --jobs 8")
+@command
+def prepare(data: Data, plan: PlanName, out: Out, jobs: Jobs = None, overrides: Overrides = None) -> Outcome:
+    """Write a cohort that training reads fast. Run it again after an interruption or when scans were added."""
+    with progress("preparing") as on_progress:
+        result = medmae.prepare(data, medmae.Plan.load(plan, overrides or ()), out, jobs=jobs, on_progress=on_progress)
+    usable = len(result.done) + len(result.skipped)
+    lines = [f"{result.cohort_path}: {len(result.done)} prepared, {len(result.skipped)} already there"]
+    return Outcome(result.to_json(), lines, result.failed, usable, len(result.failed))
+
+
+@app.command(
+    epilog="Example: medmae pretrain COHORT --plan bm-mae-base -o RUN --set training.batch_size=2 --device cuda"
+)
+@command
+def pretrain(
+    data: Data,
+    plan: PlanName,
+    out: Out,
+    overrides: Overrides = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many steps.", show_default=False)
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints; left out, as planned.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    devices: Annotated[int, typer.Option(min=1, help="Devices a node.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning Fabric's: auto, ddp, fsdp, ...")] = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    init: Annotated[
+        str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights.", show_default=False)
+    ] = None,
+    seed: Seed = 0,
+) -> Outcome | None:
+    """Pre-train a masked autoencoder on scans or on a prepared cohort."""
+    result = medmae.pretrain(
+        data,
+        plan,
+        out,
+        overrides=overrides or (),
+        max_steps=max_steps,
+        checkpoint_every=checkpoint_every,
+        device=device,
+        precision=precision,
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        resume=resume,
+        init=init,
+        seed=seed,
+    )
+    if not is_first_process():
+        return None
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), [f"{result.run}: {result.steps} steps"], result.problems, 1, failed)
+
+
+@app.command(epilog="Example: medmae reconstruct STUDY --checkpoint RUN --target flair -o OUT --report")
+@command
+def reconstruct(
+    checkpoint: Checkpoint,
+    out: Out,
+    studies: Annotated[
+        list[Path] | None, typer.Argument(metavar="STUDY", help="Folders of one study each.", show_default=False)
+    ] = None,
+    targets: Targets = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option("--image", metavar="MODALITY=PATH", help="An image of one study; repeat.", show_default=False),
+    ] = None,
+    format: Annotated[Literal["nifti"], typer.Option(help="What to write.")] = "nifti",
+    report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,
+    device: Device = "auto",
+    precision: Precision = None,
+) -> Outcome:
+    """Synthesise the modalities that a study lacks, on the grid of the patient's own scan."""
+    given = pairs(images or []) or None
+    with progress("reconstructing") as on_progress:
+        result = medmae.reconstruct(
+            studies or (),
+            checkpoint,
+            out,
+            targets=targets or (),
+            images=given,
+            format=format,
+            report=report,
+            device=device,
+            precision=precision,
+            on_progress=on_progress,
+        )
+    lines = [str(path) for path in (*result.written, *result.reports)]
+    return Outcome(result.to_json(), lines, result.failed, len(result.written), len(result.failed))
+
+
+@evaluate.command("synthesis", epilog="Example: medmae evaluate synthesis HELD-OUT --checkpoint RUN -o SCORES")
+@command
+def evaluate_synthesis(
+    data: Data,
+    checkpoint: Checkpoint,
+    out: Out,
+    targets: Targets = None,
+    training: Annotated[
+        Path | None,
+        typer.Option(help="The studies trained on, for the floors; left out, what the run names.", show_default=False),
+    ] = None,
+    lesion_label: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="Score inside this label too.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> Outcome:
+    """PSNR, SSIM and MAE of every target from every combination of inputs, beside two floors."""
+    with progress("evaluating") as on_progress:
+        result = medmae.evaluate_synthesis(
+            data,
+            checkpoint,
+            out,
+            targets=targets or (),
+            training=training,
+            lesion_label=lesion_label,
+            device=device,
+            on_progress=on_progress,
+        )
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
+@app.command("import", epilog="Example: medmae import bmmae.pth -o MODEL")
+@command
+def import_weights(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A published checkpoint.", show_default=False)],
+    out: Out,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Keep what fits when some of the file does not.")
+    ] = False,
+) -> Outcome:
+    """Turn a published checkpoint into a model that every command takes."""
+    result = medmae.import_weights(file, out, allow_partial=allow_partial)
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
+@app.command(epilog="Example: medmae benchmark --plan bm-mae-base --device cuda")
+@command
+def benchmark(plan: PlanName, device: Device = "auto", overrides: Overrides = None) -> Outcome:
+    """Training samples/s, share of the machine's matrix-multiply peak, memory, and the loader alone."""
+    result = medmae.benchmark(medmae.Plan.load(plan, overrides or ()), device=device)
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
+def facts(plan: medmae.Plan) -> str:
+    """A plan in one line."""
+    crop = "×".join(str(size) for size in plan.image.crop)
+    spacing = "×".join(f"{size:g}" for size in plan.image.spacing)
+    network = ", ".join(f"{key} {plan.model[key]}" for key in ("width", "depth") if key in plan.model)
+    return f"{plan.name:<16} {plan.method:<8} {' '.join(plan.modalities)}; crops {crop} at {spacing} mm; {network}"
+
+
+def pairs(images: list[str]) -> dict[str, Path]:
+    """``["t1=a.nii.gz"]`` as {"t1": Path("a.nii.gz")}."""
+    found: dict[str, Path] = {}
+    for text in images:
+        modality, sign, path = text.partition("=")
+        if not (modality and sign and path):
+            raise typer.BadParameter(f"{text!r} is not MODALITY=PATH, such as t1=t1.nii.gz", param_hint="--image")
+        if modality in found:
+            raise typer.BadParameter(f"{modality} is given twice", param_hint="--image")
+        found[modality] = Path(path)
+    return found
+
+
+def main() -> None:
+    logging.captureWarnings(True)  # warnings of libraries are log records: on stderr, in one style
+    app()
+
+
+if __name__ == "__main__":
+    main()
