@@ -1,0 +1,133 @@
+"""What every method shares: the interface of a masked autoencoder on studies, and the checks of its input."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmae.errors import MedmaeError, nearest
+from medmae.plan import Plan
+
+Images = Mapping[str, Tensor]
+
+
+@dataclass
+class MAEOutput:
+    """What a forward pass gives.
+
+    ``loss`` scalar; ``losses`` {modality: scalar} for the modalities in the batch; ``mask`` {modality:
+    (B, gD, gH, gW) bool, True = hidden} for every modality the model knows; ``prediction`` {modality:
+    (B, 1, D, H, W)} in the input's intensity space, what the decoder says of every patch, hidden or not, or None.
+    """
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    mask: dict[str, Tensor]
+    prediction: dict[str, Tensor] | None = None
+
+
+class MaskedAutoencoder(nn.Module, ABC):
+    """A method behind the interface that training and synthesis use.
+
+    ``plan`` is the plan it was built from, ``metadata`` what a checkpoint tells of its training (empty for a new
+    model). ``grid_multiple``: image sizes must be multiples of it. ``tokens_per_axis`` of an image size is the
+    size of its mask.
+    """
+
+    grid_multiple: tuple[int, int, int]
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.plan.modalities
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Images | Tensor,
+        mask: Mapping[str, Tensor] | None = None,
+        return_prediction: bool = False,
+        present: Mapping[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MAEOutput:
+        """Mask, encode, decode and score a batch.
+
+        ``images`` {modality: (B, 1, D, H, W) float}, any non-empty subset of ``modalities``; a model of one
+        modality also takes the tensor itself. ``mask`` {modality: (B, gD, gH, gW) bool, True = hidden} replaces the
+        random one. ``present`` {modality: (B,) bool} says which studies of the batch have a modality (default: all
+        have what is in ``images``). ``generator`` (on the images' device) makes the random mask reproducible.
+        Raises :class:`MedmaeError` for unknown modalities, disagreeing shapes and sizes that are no multiple of
+        ``grid_multiple``.
+        """
+
+    @abstractmethod
+    def encode(self, images: Images | Tensor, mask: Mapping[str, Tensor] | None = None) -> Any:
+        """Features of what is visible; without a mask everything is."""
+
+    def reconstruct(self, images: Images, targets: Sequence[str]) -> dict[str, Tensor]:
+        """{target: (B, 1, D, H, W)} predicted from the other modalities in ``images`` (all their tokens visible)."""
+        raise MedmaeError(
+            f"{self.plan.method} cannot synthesise an absent modality",
+            where=self.plan.name,
+            remedy="Use a method with a decoder per modality, such as bm-mae.",
+        )
+
+    def checked(self, images: Images | Tensor) -> dict[str, Tensor]:
+        """``images`` as a dict in the model's modality order, verified."""
+        if isinstance(images, Tensor):
+            if len(self.modalities) != 1:
+                raise MedmaeError(
+                    "a bare tensor is ambiguous for a model of several modalities",
+                    field="images",
+                    expected=f"a dict with keys among {', '.join(self.modalities)}",
+                )
+            images = {self.modalities[0]: images}
+        for name in images:
+            if name not in self.modalities:
+                raise MedmaeError(
+                    "the model does not know this modality",
+                    where=self.plan.name,
+                    field="images",
+                    found=name,
+                    remedy=nearest(name, self.modalities),
+                )
+        known = {m: images[m] for m in self.modalities if m in images}
+        if not known:
+            raise MedmaeError("no image given", field="images", expected=f"any of {', '.join(self.modalities)}")
+        shapes = {m: tuple(x.shape) for m, x in known.items()}
+        first = next(iter(shapes.values()))
+        if len(first) != 5 or first[1] != 1 or any(shape != first for shape in shapes.values()):
+            raise MedmaeError(
+                "images of a batch must share one shape (B, 1, D, H, W)", field="images", found=shapes
+            )
+        if any(size % step or size == 0 for size, step in zip(first[2:], self.grid_multiple, strict=True)):
+            raise MedmaeError(
+                "the image size does not fit the patch grid",
+                field="images",
+                found=first[2:],
+                expected=f"multiples of {self.grid_multiple}",
+                remedy="Pad or crop; `medmae reconstruct` does it by itself.",
+            )
+        return known
+
+    def presence(self, images: Images, present: Mapping[str, Tensor] | None, batch: int) -> Tensor:
+        """(B, M) bool on the CPU where that is free: which study has which modality, in model order."""
+        columns = []
+        for name in self.modalities:
+            if name not in images:
+                columns.append(torch.zeros(batch, dtype=torch.bool))
+            elif present is None or name not in present:
+                columns.append(torch.ones(batch, dtype=torch.bool))
+            else:
+                columns.append(present[name].to(dtype=torch.bool))
+        device = next((c.device for c in columns if c.device.type != "cpu"), torch.device("cpu"))
+        return torch.stack([c.to(device) for c in columns], dim=1)
