@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medmae.errors import PlanError, Problem, nearest
 
@@ -118,6 +118,11 @@ class Training(Section):
     preview_every: int = Field(50, gt=0)  # epochs
     checkpoint_every: int = Field(10, gt=0)  # epochs
     log_every: int = Field(10, gt=0)  # steps
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _digits_are_a_name(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value  # `--set training.precision=32` is a number in JSON
 
 
 class Reconstruction(Section):
@@ -246,6 +251,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     node = data
     for parent in parents:
         node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise PlanError("this field has no parts", field=key, found=f"{parent} is {node!r}")
     node[leaf] = value
 
 
