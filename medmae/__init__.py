@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from medmae.imaging.nifti import write_nifti as write_nifti
     from medmae.imaging.volume import Grid as Grid
     from medmae.imaging.volume import Volume as Volume
+    from medmae.models.zoo import create as create
     from medmae.plan import Plan as Plan
     from medmae.plan import available_plans as available_plans
+    from medmae.training.pretrain import pretrain as pretrain
 
 _HOME = {
     "CheckpointError": "medmae.errors",
@@ -52,7 +54,7 @@ _HOME = {
     "Volume": "medmae.imaging.volume",
     "available_plans": "medmae.plan",
     "benchmark": "medmae.benchmark",
-    "create": "medmae.models",
+    "create": "medmae.models.zoo",
     "demo": "medmae.demo",
     "evaluate_synthesis": "medmae.synthesis.evaluate",
     "find_studies": "medmae.cohort.layouts",

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 import medmae
-from medmae.console import Outcome, command, is_first_process, progress
+from medmae.console import Outcome, command, is_first_process, progress_callback
 
 app = typer.Typer(
     name="medmae",
@@ -94,7 +94,10 @@ def plans(
     if name is None:
         listed = [medmae.Plan.load(known) for known in medmae.available_plans()]
         return Outcome({plan.name: plan.model_dump(mode="json") for plan in listed}, [facts(plan) for plan in listed])
+    from medmae.models.zoo import check_plan
+
     plan = medmae.Plan.load(name, overrides or ())
+    check_plan(plan)
     return Outcome(plan.model_dump(mode="json"), [plan.to_json()])
 
 
@@ -117,7 +120,7 @@ def inspect(
 @command
 def prepare(data: Data, plan: PlanName, out: Out, jobs: Jobs = None, overrides: Overrides = None) -> Outcome:
     """Write a cohort that training reads fast. Run it again after an interruption or when scans were added."""
-    with progress("preparing") as on_progress:
+    with progress_callback("preparing") as on_progress:
         result = medmae.prepare(data, medmae.Plan.load(plan, overrides or ()), out, jobs=jobs, on_progress=on_progress)
     usable = len(result.done) + len(result.skipped)
     lines = [f"{result.cohort_path}: {len(result.done)} prepared, {len(result.skipped)} already there"]
@@ -169,8 +172,11 @@ def pretrain(
     )
     if not is_first_process():
         return None
+    lines = [
+        f"{result.run}: {result.steps} steps" + (", stopped; continue with --resume" if result.interrupted else "")
+    ]
     failed = sum(problem.fatal for problem in result.problems)
-    return Outcome(result.to_json(), [f"{result.run}: {result.steps} steps"], result.problems, 1, failed)
+    return Outcome(result.to_json(), lines, result.problems, 1, failed, result.interrupted)
 
 
 @app.command(epilog="Example: medmae reconstruct STUDY --checkpoint RUN --target flair -o OUT --report")
@@ -193,7 +199,7 @@ def reconstruct(
 ) -> Outcome:
     """Synthesise the modalities that a study lacks, on the grid of the patient's own scan."""
     given = pairs(images or []) or None
-    with progress("reconstructing") as on_progress:
+    with progress_callback("reconstructing") as on_progress:
         result = medmae.reconstruct(
             studies or (),
             checkpoint,
@@ -207,7 +213,8 @@ def reconstruct(
             on_progress=on_progress,
         )
     lines = [str(path) for path in (*result.written, *result.reports)]
-    return Outcome(result.to_json(), lines, result.failed, len(result.written), len(result.failed))
+    usable = len(result.written) + len(result.skipped)
+    return Outcome(result.to_json(), lines, [*result.skipped, *result.failed], usable, len(result.failed))
 
 
 @evaluate.command("synthesis", epilog="Example: medmae evaluate synthesis HELD-OUT --checkpoint RUN -o SCORES")
@@ -227,7 +234,7 @@ def evaluate_synthesis(
     device: Device = "auto",
 ) -> Outcome:
     """PSNR, SSIM and MAE of every target from every combination of inputs, beside two floors."""
-    with progress("evaluating") as on_progress:
+    with progress_callback("evaluating") as on_progress:
         result = medmae.evaluate_synthesis(
             data,
             checkpoint,

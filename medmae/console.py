@@ -8,7 +8,6 @@ usable, 130 interrupted.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import inspect
 import json as jsonlib
@@ -17,13 +16,18 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from medmae.errors import MedmaeError, Problem
+from medmae.files import explained
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,9 +44,12 @@ class Outcome:
     problems: Sequence[Problem] = ()
     usable: int = 1
     failed: int = 0
+    interrupted: bool = False
 
     @property
     def exit_code(self) -> int:
+        if self.interrupted:
+            return INTERRUPTED
         if not self.usable:
             return UNUSABLE
         return SOME_FAILED if self.failed else DONE
@@ -140,18 +147,15 @@ def explain(error: Exception) -> list[str]:
 
 
 def explain_os_error(error: OSError) -> str:
-    remedies = {
-        errno.ENOSPC: "Free some space or choose another folder, then run the same command again: it goes on.",
-        errno.EDQUOT: "Your quota is used up: free some space or choose another folder, then run the command again.",
-        errno.EACCES: "Choose a folder you may read and write, or ask for permission.",
-        errno.EPERM: "Choose a folder you may read and write, or ask for permission.",
-        errno.EROFS: "Choose a folder on a disk that can be written.",
-        errno.ENOENT: "Check the spelling of the path.",
-        errno.EMFILE: "Raise the limit of open files (`ulimit -n 4096`).",
-    }
-    where = f"{error.filename}: " if error.filename else ""
-    remedy = remedies.get(error.errno or 0, "")
-    return f"{where}{(error.strerror or str(error)).lower()}" + (f". {remedy}" if remedy else "")
+    """What the operating system refused, where, and a remedy where one is known."""
+    where = str(error.filename or "")
+    try:
+        with explained(Path(where)):
+            raise error
+    except MedmaeError as known:
+        return str(known)
+    except OSError:
+        return f"{where}: {(error.strerror or str(error)).lower()}".removeprefix(": ")
 
 
 def log_to_stderr(debug: bool) -> None:
@@ -164,16 +168,21 @@ def log_to_stderr(debug: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr; yields ``on_progress(done, total, name)``."""
+def progress_callback(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on stderr while the block runs; yields ``on_progress(done, total, name)``, which draws it."""
+    if not shown:
+        yield lambda done, total, name="": None
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=stderr()) as bar:
-        task = bar.add_task(title, total=None, name="")
+        tasks: list[TaskID] = []  # drawn from the first call on: a run that fails before has no bar
 
         def on_progress(done: int, total: int, name: str = "") -> None:
-            bar.update(task, completed=done, total=total, name=name)
+            if not tasks:
+                tasks.append(bar.add_task(title, total=total, name=name))
+            bar.update(tasks[0], completed=done, total=total, name=name)
 
         yield on_progress
 
