@@ -106,9 +106,7 @@ class MaskedAutoencoder(nn.Module, ABC):
         shapes = {m: tuple(x.shape) for m, x in known.items()}
         first = next(iter(shapes.values()))
         if len(first) != 5 or first[1] != 1 or any(shape != first for shape in shapes.values()):
-            raise MedmaeError(
-                "images of a batch must share one shape (B, 1, D, H, W)", field="images", found=shapes
-            )
+            raise MedmaeError("images of a batch must share one shape (B, 1, D, H, W)", field="images", found=shapes)
         if any(size % step or size == 0 for size, step in zip(first[2:], self.grid_multiple, strict=True)):
             raise MedmaeError(
                 "the image size does not fit the patch grid",

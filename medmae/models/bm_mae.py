@@ -55,6 +55,8 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = Positions(grid, width)
+        self.modalities = tuple(modalities)
+        # ParameterDict sorts its keys, so it is only ever read by name.
         self.modality_embeddings = nn.ParameterDict({m: nn.Parameter(torch.zeros(1, 1, width)) for m in modalities})
         self.blocks = nn.ModuleList(
             Block(
@@ -82,7 +84,7 @@ class Decoder(nn.Module):
         if valid is not None:
             visible = torch.where(valid.unsqueeze(-1), visible, mask_token)
         where_each = self.positions(grid)
-        offsets = torch.cat([where_each + e for e in self.modality_embeddings.values()], dim=1)
+        offsets = torch.cat([where_each + self.modality_embeddings[m] for m in self.modalities], dim=1)
         full = mask_token.expand(latent.shape[0], offsets.shape[1], -1)
         full = full.scatter(1, seen.unsqueeze(-1).expand_as(visible), visible) + offsets
         x = torch.cat([cls.to(full.dtype), full], dim=1)
@@ -177,7 +179,9 @@ class BMMAE(MaskedAutoencoder):
         asked = torch.cat([places[self.modalities.index(m)] for m in targets]).expand(batch, -1)
         latent = self.encode_tokens(self.patches(images), seen, None, grid)
         predicted = self.decoder(latent, seen, None, asked, grid).split(tokens, dim=1)
-        return {m: unpatchify(p.to(first.dtype), grid, self.config.patch) for m, p in zip(targets, predicted, strict=True)}
+        return {
+            m: unpatchify(p.to(first.dtype), grid, self.config.patch) for m, p in zip(targets, predicted, strict=True)
+        }
 
     def patches(self, images: Images) -> Tensor:
         """(B, M·N, V) in model order; zeros for the modalities that are not in ``images``."""
@@ -271,9 +275,7 @@ class BMMAE(MaskedAutoencoder):
 
     def volumes(self, predicted: Tensor, grid: Triple) -> dict[str, Tensor]:
         parts = predicted.chunk(len(self.modalities), dim=1)
-        return {
-            m: unpatchify(p.float(), grid, self.config.patch) for m, p in zip(self.modalities, parts, strict=True)
-        }
+        return {m: unpatchify(p.float(), grid, self.config.patch) for m, p in zip(self.modalities, parts, strict=True)}
 
 
 def build(plan: Plan) -> BMMAE:

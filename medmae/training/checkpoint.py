@@ -1,0 +1,135 @@
+"""Checkpoints: a folder of safetensors, JSON and plain tensors, always whole on disk.
+
+``checkpoint/model.safetensors`` the weights in fp32; ``metadata.json`` what the model is and what it expects (no
+paths, no study names); ``training_state.pt`` step and optimiser, tensors and plain types only. The one before is
+kept as ``checkpoint-previous`` and used when the newest is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medmae.errors import CheckpointError
+from medmae.files import replace_folder
+from medmae.models.base import MaskedAutoencoder
+from medmae.models.zoo import create
+from medmae.plan import Plan
+
+FOLDER, PREVIOUS = "checkpoint", "checkpoint-previous"
+WEIGHTS, METADATA, STATE = "model.safetensors", "metadata.json", "training_state.pt"
+
+
+def save_checkpoint(
+    run: Path, weights: dict[str, Tensor], metadata: dict[str, Any], state: dict[str, Any] | None
+) -> Path:
+    """Write ``run/checkpoint``; the one before becomes ``run/checkpoint-previous``."""
+
+    def fill(folder: Path) -> None:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, folder / WEIGHTS)
+        described = {**metadata, "weights_sha256": file_hash(folder / WEIGHTS)}
+        (folder / METADATA).write_text(json.dumps(described, indent=2), encoding="utf-8")
+        if state is not None:
+            torch.save(state, folder / STATE)
+
+    replace_folder(run / FOLDER, run / PREVIOUS, fill)
+    return run / FOLDER
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The newest whole checkpoint folder of a run, or ``path`` itself if it is one."""
+    candidates = [folder for folder in (path / FOLDER, path / PREVIOUS, path) if (folder / METADATA).is_file()]
+    damaged = []
+    for folder in candidates:
+        try:
+            metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+            if file_hash(folder / WEIGHTS) == metadata["weights_sha256"]:
+                return folder
+            damaged.append(f"{folder / WEIGHTS}: not the weights its metadata describes")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged.append(f"{folder}: {error}")
+    if damaged:
+        raise CheckpointError(
+            "every checkpoint here is damaged",
+            where=path,
+            found="; ".join(damaged),
+            remedy="Copy the run again, or train anew.",
+        )
+    raise CheckpointError(
+        "no checkpoint here",
+        where=path,
+        expected=f"a run, or a folder with {WEIGHTS} and {METADATA}",
+        remedy="Give the folder that `medmae pretrain -o` or `medmae import -o` wrote.",
+    )
+
+
+def read_checkpoint(path: Path) -> tuple[MaskedAutoencoder, Path]:
+    """The model of a run or checkpoint folder (on the CPU, in eval mode) and the folder it came from."""
+    folder = find_checkpoint(path)
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    model = create(Plan.load(metadata["plan"]))
+    load_weights(model, folder / WEIGHTS)
+    model.metadata = metadata
+    return model.eval(), folder
+
+
+def load_weights(model: MaskedAutoencoder, file: Path) -> None:
+    """Fill ``model`` from a safetensors file; every tensor must be there and fit."""
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError("not a readable safetensors file", where=file, found=error) from None
+    compare(model, weights, file)
+    model.load_state_dict(weights)
+
+
+def compare(model: MaskedAutoencoder, weights: dict[str, Tensor], where: Path) -> None:
+    """Raise :class:`CheckpointError` listing what differs between a model's tensors and a file's."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in weights.items()}
+    if expected == found:
+        return
+    matching = sum(found.get(name) == shape for name, shape in expected.items())
+    missing = sorted(set(expected) - set(found))
+    extra = sorted(set(found) - set(expected))
+    reshaped = [f"{n} {found[n]} instead of {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
+    details = [
+        f"{label}: {', '.join(names[:6])}{' ...' if len(names) > 6 else ''} ({len(names)})"
+        for label, names in (("missing", missing), ("not in the model", extra), ("other shape", reshaped))
+        if names
+    ]
+    raise CheckpointError(
+        f"a checkpoint of another architecture: {matching} of {len(expected)} tensors match",
+        where=where,
+        found="; ".join(details),
+        expected=f"the tensors of plan {model.plan.name} ({model.plan.method})",
+        remedy="Use the plan the checkpoint was trained with.",
+    )
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """``training_state.pt`` of a checkpoint folder."""
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types for damaged files
+        raise CheckpointError(
+            "the training state cannot be read, so this run cannot be resumed",
+            where=folder / STATE,
+            found=type(error).__name__,
+            remedy="Start a new run with --init and this checkpoint.",
+        ) from None
+    return state
