@@ -1,0 +1,176 @@
+"""One study in memory: volumes in, synthesised volumes on the patient's own grid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from medmae.errors import InputError, nearest
+from medmae.imaging.geometry import resample
+from medmae.imaging.space import ModelStudy, to_model_space
+from medmae.imaging.volume import Grid, Volume
+from medmae.synthesis.floors import foreground
+from medmae.synthesis.windows import Synthesiser, Triple, predict_volume
+
+UNITS = {
+    "scanner-units-of-training-cohort": "normalised prediction x std + mean, where mean and std are typical of this "
+    "modality's brain voxels in the training cohort",
+    "zscore": "normalised prediction as it is: zero mean and unit standard deviation over a typical brain, because "
+    "the checkpoint does not know the target's units",
+    "window": "the training plan's intensity window undone: the units of the training images",
+    "none": "the units of the training images, which were not normalised",
+}
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """A synthesised modality.
+
+    ``volume``: on the grid of the study's ``like`` modality (the first of ``sources`` in model order), float32, in
+    ``units`` (a key of :data:`UNITS`), exactly 0 outside the foreground. ``array``: the same in the model's space
+    (``study.grid``), normalised. ``foreground``: there, (D, H, W) bool: where some input is not background.
+    ``windows`` passes of size ``window`` over the ``shifts`` of the patch grid made it.
+    """
+
+    target: str
+    volume: Volume
+    units: str
+    mean: float | None
+    std: float | None
+    like: str
+    sources: tuple[str, ...]
+    study: ModelStudy
+    array: np.ndarray
+    foreground: np.ndarray
+    window: Triple
+    windows: int
+    shifts: tuple[Triple, ...]
+
+
+def reconstruct_volumes(
+    model: Synthesiser,
+    volumes: Mapping[str, Volume],
+    targets: Sequence[str] = (),
+    *,
+    device: str | torch.device = "auto",
+    precision: str | None = None,
+) -> dict[str, Synthesis]:
+    """Synthesise ``targets`` (default: what the model knows and ``volumes`` lacks) from a study's volumes.
+
+    A target that is among ``volumes`` is not looked at while it is synthesised: it is predicted from all the others.
+    Modalities the model does not know are left aside. ``precision`` "32" (default) or "bf16". Raises
+    :class:`InputError` for a target the model never saw, when nothing is left to predict from, and when the volumes
+    do not lie in one frame of reference.
+    """
+    known = {m: volumes[m] for m in model.modalities if m in volumes}
+    check_targets(model, targets)
+    if not known:
+        raise InputError(
+            "no modality that the model knows",
+            found=", ".join(sorted(volumes)) or "nothing",
+            expected=f"at least one of {', '.join(model.modalities)}",
+            remedy="Name the files with --image MODALITY=PATH if they were not recognised.",
+        )
+    wanted = tuple(dict.fromkeys(targets)) or tuple(m for m in model.modalities if m not in known)
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for target in wanted:
+        grouped.setdefault(tuple(m for m in known if m != target), []).append(target)
+    device = pick_device(device)
+    if isinstance(model, torch.nn.Module):
+        model.to(device).eval()
+    results: dict[str, Synthesis] = {}
+    for sources, group in grouped.items():
+        if not sources:
+            raise InputError(
+                "the target is the only modality of this study",
+                field=group[0],
+                expected="another modality to synthesise it from",
+                remedy=f"Add one of {', '.join(m for m in model.modalities if m != group[0])}.",
+            )
+        given = {m: known[m] for m in sources}
+        for synthesis in _synthesise(model, given, group, device, precision or "32"):
+            results[synthesis.target] = synthesis
+    return {target: results[target] for target in wanted}
+
+
+def _synthesise(
+    model: Synthesiser, volumes: dict[str, Volume], targets: list[str], device: torch.device, precision: str
+) -> list[Synthesis]:
+    study = to_model_space(volumes, model.plan.image)
+    scheme = model.plan.image.intensity.scheme
+    seen = foreground(study.arrays) if scheme == "zscore-nonzero" else None
+    windowed = predict_volume(model, study.arrays, targets, foreground=seen, device=device, precision=precision)
+    sources = tuple(volumes)
+    like = volumes[sources[0]].grid
+    native = None if seen is None else native_foreground(volumes, like)
+    results = []
+    for target in targets:
+        array = windowed.arrays[target]
+        units, mean, std = units_of(model, target)
+        # Interpolated before the background is cut: values beside the brain are then as smooth as inside it.
+        volume = study.to_native(array, like, None)
+        values = volume.array if mean is None or std is None else volume.array * std + mean
+        inside = values if native is None else np.where(native, values, 0)
+        results.append(
+            Synthesis(
+                target=target,
+                volume=Volume(inside.astype(np.float32), like.affine, volumes[sources[0]].frame),
+                units=units,
+                mean=mean,
+                std=std,
+                like=sources[0],
+                sources=sources,
+                study=study,
+                array=array if seen is None else np.where(seen, array, 0),
+                foreground=np.ones(array.shape, bool) if seen is None else seen,
+                window=windowed.window,
+                windows=windowed.windows,
+                shifts=windowed.shifts,
+            )
+        )
+    return results
+
+
+def native_foreground(volumes: Mapping[str, Volume], like: Grid) -> np.ndarray:
+    """Bool on ``like``: where any of the volumes is not 0 (half of the voxel at least), holes filled."""
+    return foreground({m: resample(v.with_array(v.array != 0), like, 1).array for m, v in volumes.items()})
+
+
+def units_of(model: Synthesiser, target: str) -> tuple[str, float | None, float | None]:
+    """The key of :data:`UNITS` for what is written, and the mean and standard deviation given back (or None)."""
+    intensity = model.plan.image.intensity
+    if intensity.scheme == "none":
+        return "none", None, None
+    if intensity.scheme == "window" and intensity.low is not None and intensity.high is not None:
+        return "window", intensity.low, intensity.high - intensity.low
+    typical: dict[str, Any] = (model.metadata.get("intensity") or {}).get(target) or {}
+    if "mean" in typical and "std" in typical:
+        return "scanner-units-of-training-cohort", float(typical["mean"]), float(typical["std"])
+    return "zscore", None, None
+
+
+def check_targets(model: Synthesiser, targets: Sequence[str]) -> None:
+    """Raise :class:`InputError` for a target the model never saw."""
+    for target in targets:
+        if target not in model.modalities:
+            raise InputError(
+                "the model never saw this modality",
+                field="target",
+                found=target,
+                expected=f"one of {', '.join(model.modalities)}",
+                remedy=nearest(target, model.modalities) + " Another one needs a model trained with it.",
+            )
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device of that name; a GPU for "auto" when there is one."""
+    if device != "auto":
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise InputError("no CUDA device here", field="device", found=str(device), remedy="Use --device cpu.")
+        return chosen
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

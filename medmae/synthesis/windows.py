@@ -1,0 +1,223 @@
+"""Whole volumes through a model of fixed crop size: overlapping windows, smooth blending, shifted patch grids.
+
+A patch-wise decoder leaves a faint grid at the borders of its patches. Every voxel is therefore predicted under
+several placements of the patch grid, spread evenly over one patch cell, and the predictions are averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medmae.errors import InputError, MedmaeError
+from medmae.plan import Plan, Triple
+
+SIGMA = 0.125  # of the window's edge: the blending Gaussian of MONAI and nnU-Net
+FLOOR = 1e-3  # smallest blending weight, so that no covered voxel is divided by nothing
+
+
+class Synthesiser(Protocol):
+    """What this folder asks of a model (see :class:`medmae.models.base.MaskedAutoencoder`)."""
+
+    plan: Plan
+    metadata: dict[str, Any]
+    grid_multiple: Triple
+
+    @property
+    def modalities(self) -> tuple[str, ...]: ...
+
+    def reconstruct(self, images: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Windowed:
+    """Predictions of a whole volume and how they came about: ``arrays`` {target: (D, H, W) float32}, the window's
+    size, how many windows were run, and the offsets of the patch grid (voxels)."""
+
+    arrays: dict[str, np.ndarray]
+    window: Triple
+    windows: int
+    shifts: tuple[Triple, ...]
+
+
+def patch_shifts(patch: Triple, count: int) -> tuple[Triple, ...]:
+    """``count`` offsets (voxels) of a grid of ``patch`` cells, the first (0, 0, 0), evenly spread over the cell.
+
+    A rank-1 lattice, i·(1, a, b) / count modulo 1: along each axis the offsets are equally spaced, so averaging
+    removes every harmonic of the patch frequency but the multiples of ``count``; a and b are those whose worst
+    aliased diagonal wave is finest (the spectral test, Coveyou & MacPherson 1967). Offsets lie in [-p/2, p/2).
+    """
+    units = [a for a in range(1, count + 1) if math.gcd(a, count) == 1]
+
+    def coarsest_alias(a: int, b: int) -> tuple[int, int]:
+        waves = itertools.product(range(-3, 4), repeat=3)
+        aliased = sorted(x * x + y * y + z * z for x, y, z in waves if (x + a * y + b * z) % count == 0)
+        return aliased[1] if len(aliased) > 1 else 99, -aliased.count(aliased[1]) if len(aliased) > 1 else 0
+
+    a, b = max(itertools.product(units, units), key=lambda ab: coarsest_alias(*ab))
+    steps = [[(i * z % count) / count for z in (1, a, b)] for i in range(count)]
+    cells = [tuple(round(f * p) % p for f, p in zip(step, patch, strict=True)) for step in steps]
+    return tuple(tuple(c - p if c >= (p + 1) // 2 else c for c, p in zip(cell, patch, strict=True)) for cell in cells)  # type: ignore[misc]
+
+
+def window_starts(size: int, window: int, overlap: float, reach: int = 0) -> list[int]:
+    """First voxels of the windows along an axis, evenly spread; neighbours share at least about ``overlap``.
+
+    An axis no longer than the window has one window, centred on it, as in training. A longer one is covered with
+    ``reach`` voxels to spare at both ends, so that it stays covered when all windows move by up to ``reach``.
+    """
+    if size <= window:
+        return [-((window - size) // 2)]
+    stride = max(1, int(window * (1 - overlap)))
+    first, last = -reach, size - window + reach
+    return [round(s) for s in np.linspace(first, last, math.ceil((last - first) / stride) + 1)]
+
+
+def blending_weight(window: Triple) -> Tensor:
+    """(D, H, W) float32: a separable Gaussian with its peak at the window's centre, nowhere below ``FLOOR``."""
+    axes = []
+    for size in window:
+        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        axes.append(torch.exp(-(x**2) / (2 * (SIGMA * size) ** 2)))
+    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+    return weight.clamp(min=max(float(weight.min()), FLOOR))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a window lies: ``inside`` slices of the volume, ``within`` the same voxels as slices of the window."""
+
+    inside: tuple[slice, slice, slice]
+    within: tuple[slice, slice, slice]
+
+
+def places(
+    shape: Triple,
+    window: Triple,
+    starts: Sequence[Sequence[int]],
+    shift: Triple = (0, 0, 0),
+    foreground: np.ndarray | None = None,
+) -> Iterator[Place]:
+    """Every window that begins at ``starts`` (one list an axis) + ``shift`` and holds a voxel of ``foreground``."""
+    for start in itertools.product(*starts):
+        low = [s + d for s, d in zip(start, shift, strict=True)]
+        bounds = [(max(0, s), min(n, s + w)) for s, n, w in zip(low, shape, window, strict=True)]
+        if any(a >= b for a, b in bounds):
+            continue
+        inside = tuple(slice(a, b) for a, b in bounds)
+        within = tuple(slice(a - s, b - s) for (a, b), s in zip(bounds, low, strict=True))
+        if foreground is None or foreground[inside].any():
+            yield Place(inside, within)  # type: ignore[arg-type]
+
+
+def window_size(model: Synthesiser) -> Triple:
+    """The plan's training crop, rounded up to what the model takes."""
+    crop = zip(model.plan.image.crop, model.grid_multiple, strict=True)
+    return tuple(math.ceil(c / m) * m for c, m in crop)  # type: ignore[return-value]
+
+
+def predict_volume(
+    model: Synthesiser,
+    images: Mapping[str, np.ndarray],
+    targets: Sequence[str],
+    *,
+    foreground: np.ndarray | None = None,
+    overlap: float | None = None,
+    shifts: int | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+    batch: int | None = None,
+) -> Windowed:
+    """Each target over the whole volume.
+
+    ``images`` {modality: (D, H, W)} normalised as in training, of any one size; what lies beyond the edge is 0, the
+    background of training crops. ``foreground`` (D, H, W) bool: windows without any are not run, and voxels no
+    window covers are 0. ``overlap`` and ``shifts`` default to the plan's; ``batch`` windows run together (default:
+    1 on a CPU; 8 elsewhere, halved as long as memory runs out). ``precision`` "bf16" autocasts; sums are float32 on
+    the CPU. Raises :class:`MedmaeError` when the model gives something that is not finite.
+    """
+    shapes = {m: tuple(a.shape) for m, a in images.items()}
+    shape: Triple = next(iter(shapes.values()), ())  # type: ignore[assignment]
+    if len(shape) != 3 or len(set(shapes.values())) > 1:
+        raise InputError("the modalities of a study must share one grid", field="images", found=shapes)
+    settings = model.plan.reconstruction
+    overlap = settings.overlap if overlap is None else overlap
+    offsets = patch_shifts(model.grid_multiple, settings.shifts if shifts is None else shifts)
+    window, device = window_size(model), torch.device(device)
+    reach = [max(abs(offset[axis]) for offset in offsets) for axis in range(3)]
+    starts = [window_starts(n, w, overlap, r) for n, w, r in zip(shape, window, reach, strict=True)]
+    stored = {m: torch.from_numpy(np.ascontiguousarray(a)) for m, a in images.items()}
+    weight = blending_weight(window)
+    batch = batch or (1 if device.type == "cpu" else 8)
+    means = {m: torch.zeros(shape) for m in targets}
+    placements, run = torch.zeros(shape), 0
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for offset in offsets:
+            queue = list(places(shape, window, starts, offset, foreground))
+            total, batch = blend(model, stored, means, queue, weight, batch, device)
+            placements += total > 0
+            run += len(queue)
+    arrays = {m: (mean / placements.clamp(min=1)).numpy() for m, mean in means.items()}
+    for m, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise MedmaeError(
+                "the model gave values that are not finite",
+                field=m,
+                remedy="Try --precision 32; if it stays, the checkpoint is damaged or its training diverged.",
+            )
+    return Windowed(arrays, window, run, offsets)
+
+
+def blend(
+    model: Synthesiser,
+    images: Mapping[str, Tensor],
+    means: Mapping[str, Tensor],
+    queue: Sequence[Place],
+    weight: Tensor,
+    batch: int,
+    device: torch.device,
+) -> tuple[Tensor, int]:
+    """Run one placement of the windows and add its blended prediction to ``means`` {target: (D, H, W)}.
+
+    Each placement is normalised by itself and counts alike at every voxel: a sum over all placements would favour
+    the one whose window happens to be centred there, and the grid would stay. Returns the blending weights' sum and
+    the batch size that fitted into memory.
+    """
+    window: Triple = tuple(weight.shape)  # type: ignore[assignment]
+    sums = {m: torch.zeros_like(mean) for m, mean in means.items()}
+    total = torch.zeros_like(next(iter(means.values())))
+    done = 0
+    while done < len(queue):
+        group = queue[done : done + batch]
+        inputs = {m: cut(array, group, window).to(device) for m, array in images.items()}
+        try:
+            predicted = {m: p.float().cpu() for m, p in model.reconstruct(inputs, list(means)).items()}
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+            continue
+        for row, place in enumerate(group):
+            part = weight[place.within]
+            total[place.inside] += part
+            for m, sum_ in sums.items():
+                sum_[place.inside] += part * predicted[m][row, 0][place.within]
+        done += len(group)
+    for m, sum_ in sums.items():
+        means[m] += sum_ / torch.where(total > 0, total, 1.0)
+    return total, batch
+
+
+def cut(array: Tensor, group: Sequence[Place], window: Triple) -> Tensor:
+    """(B, 1, D, H, W) float32: the windows of ``group``, 0 beyond the volume's edge."""
+    out = torch.zeros(len(group), 1, *window)
+    for row, place in enumerate(group):
+        out[row, 0][place.within] = array[place.inside].float()
+    return out
