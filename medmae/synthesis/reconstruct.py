@@ -184,7 +184,7 @@ def _one_study(
         from medmae.synthesis.report import write_report
 
         page = out / f"{study.id}.html"
-        write_report(page, study.id, volumes, syntheses, provenance)
+        write_report(page, study.id, volumes, syntheses, provenance, model.plan.image.intensity, hashes)
         result.reports.append(page)
 
 
@@ -195,7 +195,7 @@ def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mappin
         "synthetic": True,
         "warning": "Not acquired: predicted from other images by a model. Not for diagnosis.",
         "target": synthesis.target,
-        "sources": [{"modality": m, "sha256": hashes[m]} for m in synthesis.sources],
+        "sources": {m: {"sha256": hashes[m]} for m in synthesis.sources},
         "checkpoint": provenance["checkpoint"],
         "version": provenance["version"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
