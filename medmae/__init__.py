@@ -60,7 +60,7 @@ _HOME = {
     "find_studies": "medmae.cohort.layouts",
     "import_weights": "medmae.weights.importing",
     "inspect": "medmae.cohort.integrity",
-    "load": "medmae.models",
+    "load": "medmae.weights.importing",
     "make_demo_cohort": "medmae.cohort.demo",
     "prepare": "medmae.cohort.store",
     "pretrain": "medmae.training.pretrain",
