@@ -245,7 +245,8 @@ def evaluate_synthesis(
             device=device,
             on_progress=on_progress,
         )
-    return Outcome(result.to_json(), str(result).splitlines())
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), str(result).splitlines(), result.problems, len(result.rows), failed)
 
 
 @app.command("import", epilog="Example: medmae import bmmae.pth -o MODEL")

@@ -12,9 +12,10 @@ import functools
 import inspect
 import json as jsonlib
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,11 +89,20 @@ def say(outcome: Outcome, json: bool) -> None:
     """The result on stdout, the problems on stderr."""
     tell_problems(outcome.problems)
     if json:
-        print(jsonlib.dumps(outcome.data, indent=2, default=str))
+        print(jsonlib.dumps(strict(outcome.data), indent=2, allow_nan=False, default=str))
     else:
         for line in outcome.lines:
             print(line)
     sys.stdout.flush()
+
+
+def strict(data: Any) -> Any:
+    """``data`` without what JSON has no word for: NaN and infinity become null."""
+    if isinstance(data, Mapping):
+        return {key: strict(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def tell_problems(problems: Iterable[Problem]) -> None:

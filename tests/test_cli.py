@@ -218,6 +218,18 @@ def test_json_is_all_there_is_on_stdout(replace: Replace, monkeypatch: pytest.Mo
     assert "sub-02/t1.nii.gz" in shown.stderr
 
 
+def test_json_holds_no_nan(replace: Replace) -> None:
+    trained = SimpleNamespace(run=Path("RUN"), steps=1, problems=[], interrupted=False)
+    trained.to_json = lambda: {"metrics": {"loss": float("nan"), "psnr": [float("inf"), 1.5]}}
+    replace("pretrain", trained)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    said = json.loads(invoke("pretrain", *COMMANDS["pretrain"], "--json").stdout, parse_constant=refuse)
+    assert said == {"metrics": {"loss": None, "psnr": [None, 1.5]}}
+
+
 def test_warnings_alone_are_no_failure(replace: Replace) -> None:
     warning = Problem("sform and qform differ", where="sub-01/t2.nii.gz", fatal=False)
     replace("inspect", result(studies=["sub-01"], problems=[warning]))
