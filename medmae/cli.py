@@ -51,7 +51,10 @@ Precision = Annotated[
 Targets = Annotated[
     list[str] | None, typer.Option("--target", "-t", metavar="MODALITY", help="Repeat for more.", show_default=False)
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes; left out, one a core.", show_default=False)]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="How many studies at a time; left out, what the machine can do.", show_default=False),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 
@@ -109,11 +112,12 @@ def inspect(
         list[str] | None,
         typer.Option("--modality", "-m", metavar="MODALITY", help="Look at these only; repeat for more."),
     ] = None,
+    jobs: Jobs = None,
 ) -> Outcome:
     """Layout, studies and modalities of a folder of scans, and everything wrong with them. Changes nothing."""
-    result = medmae.inspect(data, modalities=modalities)
-    failed = {problem.where for problem in result.problems if problem.fatal}
-    return Outcome(result.to_json(), str(result).splitlines(), result.problems, len(result.studies), len(failed))
+    result = medmae.inspect(data, modalities=modalities, jobs=jobs)
+    lines = str(result).splitlines()
+    return Outcome(result.to_json(), lines, result.problems, len(result.usable), len(result.failed))
 
 
 @app.command(epilog="Example: medmae prepare SCANS --plan bm-mae-base -o COHORT --jobs 8")
@@ -124,7 +128,7 @@ def prepare(data: Data, plan: PlanName, out: Out, jobs: Jobs = None, overrides: 
         result = medmae.prepare(data, medmae.Plan.load(plan, overrides or ()), out, jobs=jobs, on_progress=on_progress)
     usable = len(result.done) + len(result.skipped)
     lines = [f"{result.cohort_path}: {len(result.done)} prepared, {len(result.skipped)} already there"]
-    return Outcome(result.to_json(), lines, result.failed, usable, len(result.failed))
+    return Outcome(result.to_json(), lines, [*result.warnings, *result.failed], usable, len(result.failed))
 
 
 @app.command(

@@ -83,7 +83,7 @@ def result(**fields: Any) -> SimpleNamespace:
 
 
 def prepared(done: list[str], skipped: list[str], failed: list[Problem]) -> SimpleNamespace:
-    return result(cohort_path=Path("OUT"), done=done, skipped=skipped, failed=failed)
+    return result(cohort_path=Path("OUT"), done=done, skipped=skipped, failed=failed, warnings=[])
 
 
 BAD_STUDY = Problem("voxels that are not finite", where="sub-02/t1.nii.gz", remedy="Leave the study out.")
@@ -203,6 +203,14 @@ def test_prepare_exit_code(
     assert ("sub-02/t1.nii.gz" in shown.stderr) == bool(failed)
 
 
+@pytest.mark.parametrize(("usable", "failed", "code"), [(["a"], [], 0), (["a"], ["sub-02"], 1), ([], ["sub-02"], 2)])
+def test_inspect_exit_code(usable: list[str], failed: list[str], code: int, replace: Replace) -> None:
+    replace("inspect", result(usable=usable, failed=failed, problems=[BAD_STUDY] if failed else []))
+    shown = invoke("inspect", "DATA")
+    assert shown.exit_code == code
+    assert ("sub-02/t1.nii.gz" in shown.stderr) == bool(failed)
+
+
 def test_json_is_all_there_is_on_stdout(replace: Replace, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = replace("prepare", prepared(["a"], [], [BAD_STUDY]))
 
@@ -232,7 +240,7 @@ def test_json_holds_no_nan(replace: Replace) -> None:
 
 def test_warnings_alone_are_no_failure(replace: Replace) -> None:
     warning = Problem("sform and qform differ", where="sub-01/t2.nii.gz", fatal=False)
-    replace("inspect", result(studies=["sub-01"], problems=[warning]))
+    replace("inspect", result(usable=["sub-01"], failed=[], problems=[warning]))
     shown = invoke("inspect", "DATA")
     assert shown.exit_code == 0
     assert "warning: sub-01/t2.nii.gz" in shown.stderr
