@@ -176,9 +176,8 @@ def pretrain(
     )
     if not is_first_process():
         return None
-    lines = [
-        f"{result.run}: {result.steps} steps" + (", stopped; continue with --resume" if result.interrupted else "")
-    ]
+    how = "stopped early; continue with --resume" if result.interrupted else "done"
+    lines = [f"{result.run}: {how} after {result.steps} steps"]
     failed = sum(problem.fatal for problem in result.problems)
     return Outcome(result.to_json(), lines, result.problems, 1, failed, result.interrupted)
 

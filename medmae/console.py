@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,9 +26,6 @@ from rich.markup import escape
 
 from medmae.errors import MedmaeError, Problem
 from medmae.files import explained
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -186,15 +183,18 @@ def progress_callback(title: str, shown: bool = True) -> Iterator[Callable[[int,
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=stderr()) as bar:
-        tasks: list[TaskID] = []  # drawn from the first call on: a run that fails before has no bar
+    bar = Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=stderr())
+    task = bar.add_task(title, total=None, name="")
 
-        def on_progress(done: int, total: int, name: str = "") -> None:
-            if not tasks:
-                tasks.append(bar.add_task(title, total=total, name=name))
-            bar.update(tasks[0], completed=done, total=total, name=name)
+    def on_progress(done: int, total: int, name: str = "") -> None:
+        bar.start()  # at the first call: a run that fails before it has no bar
+        bar.update(task, completed=done, total=total, name=name)
 
+    try:
         yield on_progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def is_first_process() -> bool:
