@@ -13,18 +13,22 @@ Everything here is imported when it is first used, so ``import medmae`` costs ne
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from medmae.benchmark import benchmark as benchmark
     from medmae.cohort.demo import make_demo_cohort as make_demo_cohort
     from medmae.cohort.integrity import inspect as inspect
     from medmae.cohort.layouts import find_studies as find_studies
     from medmae.cohort.store import Cohort as Cohort
     from medmae.cohort.store import prepare as prepare
     from medmae.cohort.study import Study as Study
+    from medmae.demo import demo as demo
     from medmae.errors import CheckpointError as CheckpointError
     from medmae.errors import InputError as InputError
     from medmae.errors import MedmaeError as MedmaeError
@@ -38,7 +42,12 @@ if TYPE_CHECKING:
     from medmae.models.zoo import create as create
     from medmae.plan import Plan as Plan
     from medmae.plan import available_plans as available_plans
+    from medmae.synthesis.evaluate import evaluate_synthesis as evaluate_synthesis
+    from medmae.synthesis.reconstruct import reconstruct as reconstruct
+    from medmae.synthesis.reconstruct import reconstruct_volumes as reconstruct_volumes
     from medmae.training.pretrain import pretrain as pretrain
+    from medmae.weights.importing import import_weights as import_weights
+    from medmae.weights.importing import load as load
 
 _HOME = {
     "CheckpointError": "medmae.errors",
@@ -83,3 +92,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOME})
+
+
+class _Package(ModuleType):
+    """Keeps ``medmae.demo`` the function when the module of that name is imported, which Python would put there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -177,9 +177,6 @@ def log_to_stderr(debug: bool) -> None:
 @contextlib.contextmanager
 def progress_callback(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], None]]:
     """A bar on stderr while the block runs; yields ``on_progress(done, total, name)``, which draws it."""
-    if not shown:
-        yield lambda done, total, name="": None
-        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -187,7 +184,8 @@ def progress_callback(title: str, shown: bool = True) -> Iterator[Callable[[int,
     task = bar.add_task(title, total=None, name="")
 
     def on_progress(done: int, total: int, name: str = "") -> None:
-        bar.start()  # at the first call: a run that fails before it has no bar
+        if shown:
+            bar.start()  # at the first call: a run that fails before it has no bar
         bar.update(task, completed=done, total=total, name=name)
 
     try:
