@@ -170,6 +170,8 @@ def log_to_stderr(debug: bool) -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=stderr(), show_path=debug, show_time=False, markup=False)
+    if not debug:  # libraries that set their own level to INFO, too
+        handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("medmae"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("medmae").setLevel(logging.DEBUG if debug else logging.INFO)
 
