@@ -17,7 +17,7 @@ from medmae.errors import InputError
 from medmae.plan import digest
 
 FORMAT: Final = 1
-AGAIN: Final = "Run `medmae prepare` again: what is prepared already is kept."
+AGAIN: Final = "Delete cohort.json and run `medmae prepare` again: what is prepared already is kept."
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

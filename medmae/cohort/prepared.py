@@ -188,7 +188,7 @@ class Cohort:
                 "a file of the prepared cohort is damaged",
                 where=path / "cohort.json",
                 found=f"{type(error).__name__}: {error}",
-                remedy="Delete this file and run `medmae prepare` again: the studies are kept.",
+                remedy=AGAIN,
             ) from None
 
     @staticmethod

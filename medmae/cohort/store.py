@@ -168,7 +168,7 @@ def refuse_other_content(out: Path, image: Image) -> None:
         )
     if not is_cohort(out):
         return
-    stored = read_json(out / "cohort.json", f"Delete {out / 'cohort.json'} and run this again: the studies are kept.")
+    stored = read_json(out / "cohort.json", AGAIN)
     if stored.get("image_digest") != image_digest(image):
         old, new = stored.get("image") or {}, image.model_dump(mode="json")
         changed = [key for key in new if key != "crop" and old.get(key) != new[key]] or ["image"]
@@ -271,6 +271,7 @@ class Run:
     def finish(self) -> None:
         self.done.sort()
         self.write(complete=True)
+        shutil.rmtree(self.out / ".building", ignore_errors=True)
 
     def write(self, *, complete: bool) -> None:
         """``cohort.json``, unless it says so already."""
