@@ -19,9 +19,7 @@ def visible_tokens(masking: Masking, modalities: int, tokens: int) -> int:
     return max(1, int(modalities * tokens * (1.0 - masking.ratio) + 1e-9))
 
 
-def sample_mask(
-    masking: Masking, present: Tensor, tokens: int, generator: torch.Generator | None = None
-) -> Tensor:
+def sample_mask(masking: Masking, present: Tensor, tokens: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw (B, M, N) bool, True = hidden, for studies that have the modalities ``present`` (B, M) bool.
 
     Each study shows K tokens (:func:`visible_tokens`), unless its modalities hold too few: never more than

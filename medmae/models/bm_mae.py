@@ -252,16 +252,18 @@ class BMMAE(MaskedAutoencoder):
     def embed_rows(self, rows: Tensor, modality: Tensor) -> Tensor:
         """Patches (B, K, V) through the tokenizer of their ``modality`` (B, K): (B, K, C)."""
         if rows.device.type != "cpu":
-            # Static shapes: no count has to reach the host, and the graph stays one.
-            parts = [t(rows) for t in self.tokenizers.values()]
-            index = modality[None, :, :, None].expand(1, *parts[0].shape)
-            return torch.stack(parts).gather(0, index).squeeze(0)
+            return self.embed_static(rows, modality)
         flat, which = rows.flatten(0, 1), modality.flatten()
         order = which.argsort(stable=True)
         counts = which.bincount(minlength=len(self.modalities)).tolist()
         sorted_rows = flat[order].split(counts)
         parts = [t(part) for t, part in zip(self.tokenizers.values(), sorted_rows, strict=True)]
         return torch.cat(parts)[order.argsort()].view(*rows.shape[:2], -1)
+
+    def embed_static(self, rows: Tensor, modality: Tensor) -> Tensor:
+        """:meth:`embed_rows` with static shapes: no count has to reach the host, and a graph stays one."""
+        parts = torch.stack([t(rows) for t in self.tokenizers.values()])
+        return parts.gather(0, modality[None, :, :, None].expand(1, *parts.shape[1:])).squeeze(0)
 
     def losses(self, predicted: Tensor, patches: Tensor, asked: Tensor, counted: Tensor) -> Tensor:
         """(M,) mean squared error of each modality over the patches ``counted`` (B, M, N), in fp32."""
