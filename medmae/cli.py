@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 import typer
 
 import medmae
-from medmae.console import Outcome, command, is_first_process, progress_callback
+from medmae.console import Outcome, command, is_first_process
+from medmae.progress import progress_callback
 
 app = typer.Typer(
     name="medmae",

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from medmae.errors import MedmaeError, Problem
 from medmae.files import explained
+from medmae.progress import stderr
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -113,10 +113,6 @@ def tell(kind: str, text: str) -> None:
     stderr().print(f"[{colour}]{kind}:[/{colour}] {escape(text)}", soft_wrap=True)
 
 
-def stderr() -> Console:
-    return Console(stderr=True, highlight=False)
-
-
 @contextlib.contextmanager
 def errors_told(debug: bool) -> Iterator[None]:
     """Turn every way a command can end badly into a message and an exit code; ``debug`` lets the traceback through."""
@@ -174,27 +170,6 @@ def log_to_stderr(debug: bool) -> None:
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("medmae"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("medmae").setLevel(logging.DEBUG if debug else logging.INFO)
-
-
-@contextlib.contextmanager
-def progress_callback(title: str, shown: bool = True) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr while the block runs; yields ``on_progress(done, total, name)``, which draws it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, TextColumn("{task.fields[name]}", markup=False), console=stderr())
-    task = bar.add_task(title, total=None, name="")
-
-    def on_progress(done: int, total: int, name: str = "") -> None:
-        if shown:
-            bar.start()  # at the first call: a run that fails before it has no bar
-        bar.update(task, completed=done, total=total, name=name)
-
-    try:
-        yield on_progress
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def is_first_process() -> bool:

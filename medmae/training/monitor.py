@@ -10,19 +10,17 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from medmae.errors import TrainingError
 from medmae.files import write_text
+from medmae.progress import stderr
 
 _LINE_EVERY = 30.0  # seconds between progress lines where there is no terminal (a Slurm log)
 
@@ -36,7 +34,7 @@ class Monitor:
         self._pending: list[tuple[int, Tensor, list[str]]] = []
         self._samples, self._since = 0, time.perf_counter()
         self._writes, self._shows = writes, progress
-        self._console = Console(stderr=True, highlight=False)
+        self._console = stderr()
         self._bar: Progress | None = None
         self._last_line = 0.0
         self._metrics: Any = None
@@ -133,15 +131,3 @@ def forget_after(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError):
             break  # cut short by a kill: nothing after it is whole
     write_text(path, "".join(kept))
-
-
-@contextmanager
-def preparing(shows: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar for :func:`medmae.prepare`, or None."""
-    if not shows:
-        yield None
-        return
-    columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("preparing", total=None)
-        yield lambda done, total, name="": bar.update(task, completed=done, total=total)

@@ -36,10 +36,11 @@ from medmae.files import explained, write_text
 from medmae.models.base import MaskedAutoencoder
 from medmae.models.zoo import check_plan, create
 from medmae.plan import Plan
+from medmae.progress import progress_callback
 from medmae.training.augment import augment
 from medmae.training.batches import Batch, Crops, prefetch, sample_rng, to_device
 from medmae.training.checkpoint import FOLDER, PREVIOUS, find_checkpoint, load_weights, read_state, save_checkpoint
-from medmae.training.monitor import Monitor, preparing
+from medmae.training.monitor import Monitor
 from medmae.training.previews import write_preview
 from medmae.training.schedules import lr_factor, make_optimizer
 
@@ -164,7 +165,7 @@ def open_cohort(data: Path, plan: Plan, run: Path, fabric: Fabric, progress: boo
     problems: list[Problem] = []
     if not is_cohort(data):
         if fabric.is_global_zero:
-            with preparing(progress) as report:
+            with progress_callback("preparing", progress) as report:
                 problems = prepare(data, plan, run / "cohort", on_progress=report).failed
         fabric.barrier()
         data = run / "cohort"
@@ -216,7 +217,7 @@ class Loop:
         self.network: MaskedAutoencoder = create(plan)
         if init is not None:
             load_weights(self.network, find_checkpoint(Path(init)) / "model.safetensors")
-        compiled = torch.compile(self.network) if plan.training.compile else self.network
+        compiled: Any = torch.compile(self.network) if plan.training.compile else self.network
         optimizer = make_optimizer(self.network, plan.training)
         self.model, self.optimizer = fabric.setup(compiled, optimizer)
         self.training, self.validation = Crops(training, plan, seed), Crops(validation, plan, seed)
@@ -361,7 +362,7 @@ class Loop:
     def save(self, monitor: Monitor) -> None:
         """Write a checkpoint (every process takes part in gathering, the first writes)."""
         full = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(self.model.module, options=full)
+        weights: Any = get_model_state_dict(self.model.module, options=full)
         optimizer = get_optimizer_state_dict(self.model.module, self.optimizer.optimizer, options=full)
         if self.fabric.is_global_zero:
             state = {

@@ -35,7 +35,8 @@ def lr_factor(training: Training, step: int, steps_per_epoch: int) -> float:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices and kernels decay; what is 1-D or a single token (biases, norms, CLS, mask and modality
     tokens) does not."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_vector = sum(size > 1 for size in parameter.shape) <= 1
