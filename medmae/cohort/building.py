@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -14,16 +12,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from medmae.cohort.examine import examine, unopenable
-from medmae.cohort.index import FORMAT, KINDS
+from medmae.cohort.examine import examine
+from medmae.cohort.index import FORMAT, KINDS, to_text
 from medmae.cohort.naming import in_order
-from medmae.cohort.study import Study
+from medmae.cohort.sources import Task, image_digest, listed, sources_of
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, flush, write_text
 from medmae.imaging.geometry import grids_agree, resample_labels
 from medmae.imaging.space import to_model_space
 from medmae.imaging.volume import Grid, Volume
-from medmae.plan import Image, digest
 
 # How arrays are packed. Measured on 2 cores with four 150 x 180 x 150 studies of real brain MR (float16, z-scores, 5 %
 # noise added), crops of 4 x 128^3 from a warm disk cache: LZ4 level 5 with byte shuffle 8 ms and 2.4 times smaller;
@@ -31,16 +28,6 @@ from medmae.plan import Image, digest
 # Chunks of 64 to 128 and blocks of 16 or 32 differ by less than the noise; small chunks read least for small crops.
 CHUNK: Final = 64
 BLOCK: Final = 32
-
-
-@dataclass(frozen=True)
-class Task:
-    """What one process needs to know to prepare one study; small and picklable."""
-
-    study: Study
-    image: Image
-    cohort: Path
-    label_values: frozenset[int] | None
 
 
 @dataclass(frozen=True)
@@ -52,11 +39,6 @@ class Built:
     record: dict[str, Any] | None
     problems: list[Problem]
     stop: bool = False
-
-
-def image_digest(image: Image) -> str:
-    """What the stored arrays depend on: everything of the plan's section but the size of a training crop."""
-    return digest(image.model_dump(mode="json", exclude={"crop"}))
 
 
 def build(task: Task) -> Built:
@@ -90,21 +72,6 @@ def build(task: Task) -> Built:
             study.id, None, [Problem("the study cannot be written", study.id, None, found, None, remedy)], True
         )
     return Built(study.id, record, problems)
-
-
-def sources_of(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"size", "mtime_ns", "sha256"}}; files that cannot be opened are left to :func:`examine` to tell of."""
-    return {name: {**stamp(path), "sha256": sha256(path)} for name, path in files.items() if unopenable(path) is None}
-
-
-def stamp(path: Path) -> dict[str, int]:
-    status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_model_space(
@@ -157,10 +124,6 @@ def in_model_space(
     return arrays, labels, record, seen.problems
 
 
-def listed(values: frozenset[int] | None) -> list[int] | None:
-    return None if values is None else sorted(values)
-
-
 def on_grid(label: Volume, reference: Grid, grid: Grid) -> np.ndarray:
     """A label map on the model's grid. One on the images' own grid, up to rounding in its header, is taken as on it."""
     if grids_agree(label.grid, reference):
@@ -193,11 +156,6 @@ def write_study(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(outdated, ignore_errors=True)
-
-
-def to_text(record: Mapping[str, Any]) -> str:
-    """As ``study.json`` and ``cohort.json`` are written."""
-    return json.dumps(record, indent=1)
 
 
 def pack(array: np.ndarray) -> bytes:

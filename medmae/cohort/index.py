@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,11 @@ from medmae.plan import digest
 
 FORMAT: Final = 1
 AGAIN: Final = "Delete cohort.json and run `medmae prepare` again: what is prepared already is kept."
+
+
+def to_text(record: Mapping[str, Any]) -> str:
+    """As ``study.json`` and ``cohort.json`` are written."""
+    return json.dumps(record, indent=1)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:

@@ -146,13 +146,18 @@ def inspect(data: str | Path, *, modalities: Sequence[str] | None = None, jobs: 
         return seen.problems, {name: volume.grid for name, volume in seen.images.items()}
 
     # Threads, not processes: unpacking and arithmetic on arrays let go of the interpreter, and only grids stay.
-    with ThreadPoolExecutor(jobs or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else jobs) as pool:
+    with ThreadPoolExecutor(jobs or usable_cores()) as pool:
         for study, (wrong, places) in zip(studies, pool.map(look, studies), strict=True):
             problems += wrong
             grids[study.id] = places
             if any(problem.fatal for problem in wrong):
                 failed.add(study.id)
     return Inspection(Path(data), layout.name, studies, problems, sorted(failed), grids)
+
+
+def usable_cores() -> int:
+    """The cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def of_interest(layout: Layout, modalities: Sequence[str] | None, data: Path) -> tuple[list[Study], list[Problem]]:

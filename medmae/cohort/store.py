@@ -10,33 +10,30 @@ plan's training crop changes nothing here; any other part of its ``image`` secti
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 import shutil
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from medmae.cohort.building import Built, Task, build, image_digest, listed, sha256, stamp, to_text
-from medmae.cohort.index import AGAIN, FORMAT, KINDS, read_json, study_record, summary
+from medmae.cohort.building import build
+from medmae.cohort.claiming import locked, make_folder, refuse_other_content
+from medmae.cohort.index import AGAIN, FORMAT, read_json, study_record, summary, to_text
+from medmae.cohort.integrity import usable_cores
 from medmae.cohort.layouts import Layout, find_studies
 from medmae.cohort.prepared import Cohort, PreparedStudy, is_cohort
 from medmae.cohort.sampling import split_subjects
+from medmae.cohort.sources import Task, image_digest, is_current, refresh, wanted
 from medmae.cohort.study import Study
+from medmae.cohort.workers import in_processes, refuse_import_of_main
 from medmae.errors import InputError, Problem
-from medmae.files import explained, write_text
+from medmae.files import write_text
 from medmae.plan import Image, Plan
 
 __all__ = ["Cohort", "Prepared", "PreparedStudy", "is_cohort", "prepare", "split_subjects"]
 
 Progress = Callable[[int, int, str], object]
-_OURS: Final = {"cohort.json", "studies", ".building", ".lock"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,7 @@ def prepare(
     layout = find_studies(data)
     studies, failed, warnings = for_plan(layout, plan)
     refuse_other_content(out, plan.image)
-    with explained(out):
-        (out / "studies").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "studies")
     with locked(out):
         shutil.rmtree(out / ".building", ignore_errors=True)  # what a killed run was writing
         run = Run(out, plan.image, studies, on_progress)
@@ -143,67 +139,6 @@ def for_plan(layout: Layout, plan: Plan) -> tuple[list[Study], list[Problem], li
     return studies, failed, warnings
 
 
-def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
-    """``study`` with the plan's modalities and those that are prepared already, so that two plans that share a cohort
-    do not take them from each other."""
-    names = {*plan.modalities, *(record["images"] if record else ())}
-    return replace(study, images={name: path for name, path in study.images.items() if name in names})
-
-
-def refuse_other_content(out: Path, image: Image) -> None:
-    """Raise when ``out`` holds anything but a cohort for the same image space."""
-    if not out.exists():
-        return
-    with explained(out):
-        if not out.is_dir():
-            raise NotADirectoryError(20, "not a folder", str(out))
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in _OURS)
-    if foreign and not is_cohort(out):
-        raise InputError(
-            "this folder is not empty and is no prepared cohort",
-            where=out,
-            field="--out",
-            found=", ".join(foreign[:3]),
-            remedy="Choose an empty or a new folder.",
-        )
-    if not is_cohort(out):
-        return
-    stored = read_json(out / "cohort.json", AGAIN)
-    if stored.get("image_digest") != image_digest(image):
-        old, new = stored.get("image") or {}, image.model_dump(mode="json")
-        changed = [key for key in new if key != "crop" and old.get(key) != new[key]] or ["image"]
-        raise InputError(
-            "this cohort was prepared for another image space",
-            where=out,
-            field=", ".join(f"image.{key}" for key in changed),
-            found=", ".join(str(old.get(key)) for key in changed),
-            expected=", ".join(str(new.get(key)) for key in changed),
-            remedy="Choose another folder with -o, or delete this one.",
-        )
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the cohort's lock; the system lets go of it however this process ends."""
-    with explained(out), open(out / ".lock", "a") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows; renames alone keep the store whole there
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                "another `medmae prepare` is writing this cohort",
-                where=out,
-                remedy="Wait for it to end, then run this again.",
-            ) from None
-        except OSError:  # a file system without locks; renames alone keep the store whole there
-            pass
-        yield
-
-
 class Run:
     """One run of :func:`prepare` over a locked store: what is there, what is made, what fails."""
 
@@ -226,6 +161,7 @@ class Run:
             record = study_record(self.out, study.id)
             task = Task(wanted(study, plan, record), self.image, self.out, label_values)
             if record is not None and is_current(record, task):
+                refresh(record, task)
                 self.records[study.id] = record
                 self.skipped.append(study.id)
                 self.tell(study.id)
@@ -289,35 +225,6 @@ class Run:
             self.before = data
 
 
-def is_current(record: Mapping[str, Any], task: Task) -> bool:
-    """Whether a prepared study comes from these files, for this image space."""
-    facts = (image_digest(task.image), task.study.subject, task.study.session, listed(task.label_values))
-    if tuple(record.get(key) for key in ("image", "subject", "session", "label_values")) != facts:
-        return False
-    known: dict[str, Mapping[str, Any]] = {kind: dict(record[kind]) for kind in KINDS}
-    sources = {
-        "images": {name: entry["source"] for name, entry in known["images"].items()},
-        "labels": {**{name: e["source"] for name, e in known["labels"].items()}, **record["left_out"]},
-    }
-    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
-        if set(files) != set(sources[kind]):
-            return False
-        if not all(is_same(path, sources[kind][name]) for name, path in files.items()):
-            return False
-    return True
-
-
-def is_same(path: Path, source: Mapping[str, Any]) -> bool:
-    """Whether a file is the one that was read: same size and time, or same size and content."""
-    try:
-        now = stamp(path)
-        if now["size"] != source["size"]:
-            return False
-        return now["mtime_ns"] == source["mtime_ns"] or sha256(path) == source["sha256"]
-    except OSError:
-        return False
-
-
 def told_removed(out: Path, removed: list[str]) -> list[Problem]:
     if not removed:
         return []
@@ -331,60 +238,3 @@ def told_removed(out: Path, removed: list[str]) -> list[Problem]:
             fatal=False,
         )
     ]
-
-
-def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_processes(tasks: list[Task], jobs: int) -> Iterator[Built]:
-    """Studies as they are ready. Processes are spawned, not forked: the caller may have threads and GPUs."""
-    pool = ProcessPoolExecutor(
-        min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn"), initializer=start_worker
-    )
-    try:
-        futures: dict[Future[Built], Task] = {pool.submit(build, task): task for task in tasks}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                study = futures[future].study.id
-                yield Built(
-                    study,
-                    None,
-                    [
-                        Problem(
-                            "a process that prepared studies was killed before this one was done",
-                            study,
-                            remedy=f"If memory ran out, use fewer --jobs. {GUARD}",
-                        )
-                    ],
-                )
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-GUARD: Final = 'In a script of your own, call prepare under `if __name__ == "__main__":`, or with jobs=1.'
-
-
-def refuse_import_of_main() -> None:
-    """Raise in a process that imports the caller's script only to get ready for work; Python would say it less well."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise InputError("a script that prepares a cohort when it is imported", remedy=GUARD)
-
-
-def start_worker() -> None:
-    """One thread a process, and no life after the parent's: a killed ``prepare`` leaves nobody writing."""
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

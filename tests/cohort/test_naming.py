@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.naming import label_name, own_name, read_name, safe_id
 
 
@@ -55,6 +56,25 @@ def test_a_name_that_ends_in_anything_else_is_not_guessed_at(name: str) -> None:
     read = read_name(Path(name))
     assert read.modality is None
     assert read.label is None
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("T2*", None),
+        ("T2*w", None),
+        ("T2star", None),
+        ("T1+", "t1c"),
+        ("T1 + Gd", "t1c"),
+        ("T1-weighted", "t1"),
+        ("T1 post-contrast", "t1c"),
+        ("PT", "pet"),
+        ("MRI", None),
+        ("noNorm", None),
+    ],
+)
+def test_channel_names_are_taken_at_their_word_and_no_further(name: str, modality: str | None) -> None:
+    assert canonical_modality(name) == modality
 
 
 def test_ids_are_safe_as_file_names() -> None:

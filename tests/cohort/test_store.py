@@ -144,7 +144,13 @@ def test_a_file_that_was_only_touched_or_copied_counts_as_unchanged(scans: Path,
     prepare(scans, plan, tmp_path / "out", jobs=1)
     os.utime(scans / "a" / "t1.nii.gz", (1, 1))
     shutil.copytree(scans, tmp_path / "moved")
+    before = state(tmp_path / "out" / "studies" / "a")
     assert prepare(tmp_path / "moved", plan, tmp_path / "out", jobs=1).skipped == ["a", "b", "c"]
+    after = state(tmp_path / "out" / "studies" / "a")
+    assert {name for name in after if after[name] != before[name]} == {"study.json"}  # the new times, no voxels
+    noted = state(tmp_path / "out")
+    prepare(tmp_path / "moved", plan, tmp_path / "out", jobs=1)
+    assert state(tmp_path / "out") == noted
 
 
 def test_only_new_and_changed_studies_are_prepared(scans: Path, tmp_path: Path, plan: Plan, scan: Any) -> None:
@@ -256,6 +262,7 @@ def test_a_bad_label_is_left_out_with_a_warning_and_tried_again_when_it_changes(
     scans: Path, tmp_path: Path, plan: Plan, scan: Any
 ) -> None:
     scan(scans / "b" / "seg.nii.gz", np.full((14, 16, 12), 0.5, np.float32))
+    (scans / "c" / "seg.nii.gz").touch()
     result = prepare(scans, plan, tmp_path / "out", jobs=1)
     assert any("whole numbers" in problem.what for problem in result.warnings)
     assert prepare(scans, plan, tmp_path / "out", jobs=1).done == []

@@ -1,0 +1,102 @@
+"""What a study was prepared from: how its files are remembered, and whether they are still the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medmae.cohort.index import KINDS, to_text
+from medmae.cohort.study import Study
+from medmae.files import write_text
+from medmae.plan import Image, Plan, digest
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process needs to know to prepare one study; small and picklable."""
+
+    study: Study
+    image: Image
+    cohort: Path
+    label_values: frozenset[int] | None
+
+
+def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
+    """``study`` with the plan's modalities and those that are prepared already, so that two plans that share a cohort
+    do not take them from each other."""
+    names = {*plan.modalities, *(record["images"] if record else ())}
+    return replace(study, images={name: path for name, path in study.images.items() if name in names})
+
+
+def sources_of(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """{name: {"size", "mtime_ns", "sha256"}}; files that cannot be read are left to :mod:`medmae.cohort.examine` to tell of."""
+    sources = {}
+    for name, path in files.items():
+        with suppress(OSError):
+            sources[name] = {**stamp(path), "sha256": sha256(path)}
+    return sources
+
+
+def stamp(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def image_digest(image: Image) -> str:
+    """What the stored arrays depend on: everything of the plan's section but the size of a training crop."""
+    return digest(image.model_dump(mode="json", exclude={"crop"}))
+
+
+def listed(values: frozenset[int] | None) -> list[int] | None:
+    return None if values is None else sorted(values)
+
+
+def is_current(record: Mapping[str, Any], task: Task) -> bool:
+    """Whether a prepared study comes from these files, for this image space."""
+    facts = (image_digest(task.image), task.study.subject, task.study.session, listed(task.label_values))
+    if tuple(record.get(key) for key in ("image", "subject", "session", "label_values")) != facts:
+        return False
+    known: dict[str, Mapping[str, Any]] = {kind: dict(record[kind]) for kind in KINDS}
+    sources = {
+        "images": {name: entry["source"] for name, entry in known["images"].items()},
+        "labels": {**{name: e["source"] for name, e in known["labels"].items()}, **record["left_out"]},
+    }
+    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+        if set(files) != set(sources[kind]):
+            return False
+        if not all(is_same(path, sources[kind][name]) for name, path in files.items()):
+            return False
+    return True
+
+
+def is_same(path: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that was read: same size and time, or same size and content."""
+    try:
+        now = stamp(path)
+        if now["size"] != source["size"]:
+            return False
+        return now["mtime_ns"] == source["mtime_ns"] or sha256(path) == source["sha256"]
+    except OSError:
+        return False
+
+
+def refresh(record: dict[str, Any], task: Task) -> None:
+    """Note the times of files that were only touched or copied, so that their content is compared no second time."""
+    changed = False
+    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+        for name, path in files.items():
+            source = record[kind][name]["source"] if name in record[kind] else record["left_out"][name]
+            now = stamp(path)
+            changed |= source["mtime_ns"] != now["mtime_ns"]
+            source.update(now)
+    if changed:
+        write_text(task.cohort / "studies" / task.study.id / "study.json", to_text(record))
