@@ -7,6 +7,7 @@ Interpolation is SimpleITK's, run between voxel indices: ITK's own images cannot
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Literal
 
 import nibabel as nib
@@ -19,6 +20,7 @@ from medmae.imaging.volume import Grid, Volume
 
 GRID_TOLERANCE_MM = 0.1  # grids whose corners differ by less are the same grid written by two programs
 EXACT_TOLERANCE = 0.01  # voxels; below this, moving a voxel needs no interpolation
+_CONTINUATION = 1.25  # sigma in voxels: five voxels of support, where a cubic spline's ringing has died away
 _FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # of a Gaussian with sigma 1
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -155,6 +157,37 @@ def resample(
     return Volume(array >= 0.5 if mask else array, to.affine, volume.frame)
 
 
+def resample_foreground(
+    volume: Volume, to: Grid, order: Literal[0, 1, 3] = 1, antialias: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image whose 0 means background on another grid: (float32 array, its foreground, boolean).
+
+    The foreground is where the interpolated share of non-zero voxels is at least a half; everything else is exactly 0.
+    Before interpolation the image is continued a little way into its background, so that the rim of a skull-stripped
+    brain is neither darkened by the zeros beside it nor rings into them.
+    """
+    present = volume.array != 0
+    if _exact_move(volume.grid, to) is not None:
+        array = resample(volume, to).array
+        return array, array != 0
+    steps = _steps(np.linalg.inv(volume.affine) @ to.affine) if antialias else np.ones(3)
+    sigmas = np.maximum(_CONTINUATION, _sigmas(steps))
+    margin = int(np.ceil(4 * sigmas.max())) + 2  # SciPy cuts its Gaussians at four sigma
+    bounds = (
+        (max(0, a - margin), min(n, b + margin))
+        for (a, b), n in zip(foreground_box([present]), present.shape, strict=True)
+    )
+    volume = crop_to(volume, _box(bounds))  # a head fills a quarter of its image: leave the air out
+    present = volume.array != 0
+    inside = resample(Volume(present, volume.affine), to, 1, antialias=antialias).array
+    source = _float32(volume.array)
+    if order > 0 and not present.all():
+        source = _continued(source, present, sigmas)
+    array = resample(Volume(source, volume.affine), to, order, antialias=antialias).array
+    array[~inside] = 0
+    return array, inside
+
+
 def resample_labels(volume: Volume, to: Grid) -> Volume:
     """A label map (whole numbers, 0 = background) on another grid, same dtype.
 
@@ -185,7 +218,7 @@ def _exact_move(source: Grid, to: Grid) -> tuple[np.ndarray, np.ndarray] | None:
     turn, shift = np.rint(matrix[:3, :3]), np.rint(matrix[:3, 3])
     if not (np.abs(turn).sum(axis=0) == 1).all() or not (np.abs(turn).sum(axis=1) == 1).all():
         return None
-    corners = np.stack(np.meshgrid(*((0, n - 1) for n in to.shape), indexing="ij"), axis=-1).reshape(-1, 3)
+    corners = np.array(list(product(*((0, n - 1) for n in to.shape))))
     error = corners @ (matrix[:3, :3] - turn).T + (matrix[:3, 3] - shift)
     return (turn.astype(int), shift.astype(int)) if np.abs(error).max() < EXACT_TOLERANCE else None
 
@@ -213,13 +246,35 @@ def _move(array: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Sequenc
     return result
 
 
-def _smooth(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Gaussian smoothing along the axes that a resampling by ``matrix`` (new index -> index) makes coarser."""
-    steps = np.linalg.norm(matrix[:3, :3], axis=1)  # a new voxel's width along each old axis, in old voxels
-    for axis, step in enumerate(steps):
-        if step > 1.0 + 1e-3 and array.shape[axis] > 1:
-            array = ndimage.gaussian_filter1d(array, np.sqrt(step**2 - 1.0) / _FWHM, axis=axis, mode="nearest")
+def _steps(matrix: np.ndarray) -> np.ndarray:
+    """A new voxel's width along each old axis, in old voxels (``matrix``: new index -> old index)."""
+    return np.linalg.norm(matrix[:3, :3], axis=1)
+
+
+def _sigmas(steps: np.ndarray) -> np.ndarray:
+    """The Gaussians (old voxels) that widen an old voxel to a new one: 0 where the grid does not get coarser."""
+    return np.where(steps > 1 + 1e-3, np.sqrt(np.maximum(steps**2 - 1, 0)) / _FWHM, 0)
+
+
+def _gaussian(array: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0 and array.shape[axis] > 1:
+            array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest")
     return array
+
+
+def _smooth(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Smoothed along the axes that a resampling by ``matrix`` makes coarser."""
+    return _gaussian(array, _sigmas(_steps(matrix)))
+
+
+def _continued(array: np.ndarray, present: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
+    """``array`` with the background near its foreground filled by the local mean of the foreground."""
+    weight = _gaussian(present.astype(np.float32), sigmas)
+    near = ~present & (weight > 1e-6)
+    result = array.copy()
+    result[near] = _gaussian(array, sigmas)[near] / weight[near]
+    return result
 
 
 def _interpolate(array: np.ndarray, matrix: np.ndarray, shape: Sequence[int], order: int, fill: float) -> np.ndarray:
@@ -228,11 +283,26 @@ def _interpolate(array: np.ndarray, matrix: np.ndarray, shape: Sequence[int], or
         raise InputError("unknown interpolation", field="order", found=order, expected="0, 1 or 3")
     if min(array.shape) < 4:  # fewer voxels than a cubic spline has coefficients
         order = min(order, 1)
+    reach = np.array(list(product(*((-0.5, n - 0.5) for n in array.shape)))) - matrix[:3, 3]
+    reach = reach @ np.linalg.inv(matrix[:3, :3]).T  # the array's corners among the new voxels
+    low = np.maximum(np.floor(reach.min(axis=0)).astype(int), 0)
+    high = np.minimum(np.ceil(reach.max(axis=0)).astype(int) + 1, shape)
+    result = np.full(tuple(shape), fill, np.float32)
+    if (low < high).all():
+        start = matrix[:3, :3] @ low + matrix[:3, 3]
+        part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        result[part] = _itk(array, matrix[:3, :3], start, high - low, order, fill)
+    return result
+
+
+def _itk(
+    array: np.ndarray, matrix: np.ndarray, start: np.ndarray, shape: np.ndarray, order: int, fill: float
+) -> np.ndarray:
     transform = sitk.AffineTransform(3)  # SimpleITK's axes are numpy's, reversed
-    transform.SetMatrix(matrix[:3, :3][::-1, ::-1].ravel().tolist())
-    transform.SetTranslation(matrix[:3, 3][::-1].tolist())
+    transform.SetMatrix(matrix[::-1, ::-1].ravel().tolist())
+    transform.SetTranslation(start[::-1].tolist())
     resampler = sitk.ResampleImageFilter()
-    resampler.SetSize([int(n) for n in shape][::-1])
+    resampler.SetSize(shape[::-1].tolist())
     resampler.SetTransform(transform)
     resampler.SetInterpolator({0: sitk.sitkNearestNeighbor, 1: sitk.sitkLinear, 3: sitk.sitkBSpline}[order])
     resampler.SetDefaultPixelValue(float(fill))

@@ -99,8 +99,9 @@ def normalise(
 def _statistics(sample: np.ndarray) -> tuple[float, float]:
     if sample.size == 0:
         return 0.0, 1.0
-    mean = float(sample.mean(dtype=np.float64))
-    std = float(sample.std(dtype=np.float64))  # biased: divided by n
+    with np.errstate(invalid="ignore"):  # refused below, with a count
+        mean = float(sample.mean(dtype=np.float64))
+        std = float(sample.std(dtype=np.float64))  # biased: divided by n
     if not np.isfinite(mean) or not np.isfinite(std):
         raise InputError(
             "voxels are not finite",

@@ -62,12 +62,15 @@ def read_nifti(path: str | Path, problems: list[Problem] | None = None) -> Volum
     if problems is not None:
         problems.extend(parsed.header.problems)
     stored = np.frombuffer(raw, parsed.dtype).reshape(shape, order="F")
-    if not parsed.header.scaled:
-        array = stored.astype(np.float32, order="F")
-    else:
-        array = np.empty(shape, np.float32, order="F")
-        for k in range(shape[2]):  # slice by slice: float64 arithmetic without a float64 copy of the volume
-            array[:, :, k] = stored[:, :, k].astype(np.float64) * parsed.slope + parsed.inter
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # what float32 cannot hold becomes infinite: check_voxels says so
+        if not parsed.header.scaled:
+            array = stored.astype(np.float32, order="F")
+        else:
+            array = np.empty(shape, np.float32, order="F")
+            for k in range(shape[2]):  # slice by slice: float64 arithmetic without a float64 copy of the volume
+                array[:, :, k] = stored[:, :, k].astype(np.float64) * parsed.slope + parsed.inter
     return Volume(array, parsed.header.affine)
 
 

@@ -106,9 +106,8 @@ def raw_structure(raw: bytes, path: Path) -> Any:
             remedy="Convert it to .nii.gz.",
         )
     if not version or magic[:2] != b"n+":
-        looks_like = (
-            "text" if raw and not raw[:64].strip(b"\t\n\r").translate(None, bytes(range(32, 127))) else "other data"
-        )
+        printable = not raw[:64].translate(None, bytes(range(32, 127)) + b"\t\n\r")
+        looks_like = "text" if printable else "other data"
         raise InputError(
             "this is not a NIfTI file, whatever its name says",
             where=path,
@@ -159,7 +158,7 @@ def _dtype(header: Any, path: Path) -> np.dtype:
     code = int(header["datatype"])
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         raise InputError(
             "unknown voxel type", where=path, field="datatype", found=f"code {code}", remedy=CONVERT_AGAIN
         ) from None

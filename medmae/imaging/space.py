@@ -23,6 +23,7 @@ from medmae.imaging.geometry import (
     overlap_share,
     reoriented_grid,
     resample,
+    resample_foreground,
     resample_labels,
     spacing_grid,
 )
@@ -95,13 +96,18 @@ def to_native(
         return resample(Volume(array, grid.affine), like, 1, antialias=antialias)
     if array.dtype.kind in "iu":
         return resample_labels(Volume(array, grid.affine), like)
-    values = array if scale is None else scale.invert(array)
+    values = Volume(array if scale is None else scale.invert(array), grid.affine)
+    if scale is not None and scale.kind in ("zscore-nonzero", "none"):
+        moved, inside = resample_foreground(values, like, order, antialias)
+        if fill:
+            moved[~inside] = fill
+        return Volume(moved, like.affine)
     if fill is None:
         fill = scale.low if scale is not None and scale.low is not None else 0.0
-    result = resample(Volume(values, grid.affine), like, order, fill, antialias)
-    if scale is None or scale.kind in ("zscore-nonzero", "none"):
-        inside = resample(Volume(array != 0, grid.affine), like, 1, antialias=antialias)
-        result.array[~inside.array] = fill
+    result = resample(values, like, order, fill, antialias)
+    if scale is None:
+        inside = resample(Volume(array != 0, grid.affine), like, 1, antialias=antialias).array
+        result.array[~inside] = fill
     return result
 
 
@@ -195,7 +201,4 @@ def _move(volume: Volume, grid: Grid, image: Image, order: Literal[0, 1, 3]) -> 
     """The volume on ``grid`` (float32) and its foreground there (None where the scheme knows no background)."""
     if image.intensity.scheme == "window":
         return resample(volume, grid, order, fill=float(volume.array.min())).array, None
-    array = resample(volume, grid, order).array
-    inside = resample(Volume(volume.array != 0, volume.affine), grid, 1).array
-    array[~inside] = 0
-    return array, inside
+    return resample_foreground(volume, grid, order)
