@@ -62,9 +62,7 @@ def read_nifti(path: str | Path, problems: list[Problem] | None = None) -> Volum
     if problems is not None:
         problems.extend(parsed.header.problems)
     stored = np.frombuffer(raw, parsed.dtype).reshape(shape, order="F")
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # what float32 cannot hold becomes infinite: check_voxels says so
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for float32: infinite, see check_voxels
         if not parsed.header.scaled:
             array = stored.astype(np.float32, order="F")
         else:
