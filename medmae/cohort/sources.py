@@ -33,7 +33,7 @@ def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
 
 
 def sources_of(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """{name: {"size", "mtime_ns", "sha256"}}; files that cannot be read are left to :mod:`medmae.cohort.examine` to tell of."""
+    """{name: {"size", "mtime_ns", "sha256"}}; what cannot be read is left for ``examine`` to tell."""
     sources = {}
     for name, path in files.items():
         with suppress(OSError):

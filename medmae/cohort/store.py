@@ -22,6 +22,7 @@ from medmae.cohort.claiming import locked, make_folder, refuse_other_content
 from medmae.cohort.index import AGAIN, FORMAT, read_json, study_record, summary, to_text
 from medmae.cohort.integrity import usable_cores
 from medmae.cohort.layouts import Layout, find_studies
+from medmae.cohort.naming import in_order
 from medmae.cohort.prepared import Cohort, PreparedStudy, is_cohort
 from medmae.cohort.sampling import split_subjects
 from medmae.cohort.sources import Task, image_digest, is_current, refresh, wanted
@@ -85,6 +86,16 @@ def prepare(
     plan, out = Plan.load(plan), Path(out)
     layout = find_studies(data)
     studies, failed, warnings = for_plan(layout, plan)
+    if not studies:
+        raise InputError(
+            f"no study has any of the modalities of the plan {plan.name}",
+            where=data,
+            field="modalities",
+            found=" ".join(in_order(name for study in layout.studies for name in study.images)),
+            expected=" ".join(plan.modalities),
+            remedy="Plan for them with --set 'modalities=[...]', or rename the files.",
+            problems=failed,
+        )
     refuse_other_content(out, plan.image)
     make_folder(out / "studies")
     with locked(out):

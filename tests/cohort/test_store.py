@@ -245,6 +245,15 @@ def test_bad_studies_are_named_with_their_reasons_and_stop_nobody(
     assert set(usable(tmp_path / "out")) == {"a", "b", "c"}
 
 
+def test_a_plan_that_knows_none_of_the_modalities_is_refused_before_anything_is_written(
+    scans: Path, tmp_path: Path, plan: Plan
+) -> None:
+    with pytest.raises(InputError, match="modalities") as error:
+        prepare(scans, Plan.load(plan, ['modalities=["pet"]']), tmp_path / "out", jobs=1)
+    assert {problem.where for problem in error.value.problems} == {"a", "b", "c"}
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_study_that_turned_bad_is_no_longer_listed_until_it_is_mended(
     scans: Path, tmp_path: Path, plan: Plan, scan: Any
 ) -> None:
