@@ -1,27 +1,31 @@
 """Moving voxels between grids without moving anatomy: reorient, resample, crop, pad, compare.
 
 Everything goes through the affines, so oblique, flipped, permuted and sheared grids need no special care.
-Interpolation is SimpleITK's, run between voxel indices: ITK's own images cannot be sheared, voxel indices can.
+Interpolation is in :mod:`medmae.imaging.interpolation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import product
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
-from scipy import ndimage
 
-from medmae.errors import InputError
+from medmae.imaging.interpolation import (
+    CONTINUATION,
+    continued,
+    exact_move,
+    float32,
+    interpolate,
+    move_voxels,
+    sigmas_of,
+    smooth,
+    steps_of,
+)
 from medmae.imaging.volume import Grid, Volume
 
 GRID_TOLERANCE_MM = 0.1  # grids whose corners differ by less are the same grid written by two programs
-EXACT_TOLERANCE = 0.01  # voxels; below this, moving a voxel needs no interpolation
-_CONTINUATION = 1.25  # sigma in voxels: five voxels of support, where a cubic spline's ringing has died away
-_FWHM = 2.0 * np.sqrt(2.0 * np.log(2.0))  # of a Gaussian with sigma 1
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -114,7 +118,7 @@ def crop_to(volume: Volume, box: Box, fill: float = 0.0) -> Volume:
     """The voxels inside ``box`` at the same place in mm; what lies beyond the volume's edges is ``fill``."""
     grid = cropped_grid(volume.grid, box)
     shift = np.array([low for low, _ in box])
-    array = _move(volume.array, np.eye(3, dtype=int), shift, grid.shape, fill)
+    array = move_voxels(volume.array, np.eye(3, dtype=int), shift, grid.shape, fill)
     return Volume(array, grid.affine, volume.frame)
 
 
@@ -129,9 +133,9 @@ def _box(pairs: Iterable[tuple[int, int]]) -> Box:
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     """Permute and flip the axes so that they run towards ``orientation``; values and places in mm are untouched."""
     grid = reoriented_grid(volume.grid, orientation)
-    move = _exact_move(volume.grid, grid)
+    move = exact_move(volume.grid, grid)
     assert move is not None  # by construction
-    return Volume(_move(volume.array, *move, grid.shape, 0), grid.affine, volume.frame)
+    return Volume(move_voxels(volume.array, *move, grid.shape, 0), grid.affine, volume.frame)
 
 
 def resample(
@@ -145,15 +149,15 @@ def resample(
     permutations and whole voxels only (to 0.01 voxel) are not interpolated at all: the values come through unchanged.
     """
     mask = volume.array.dtype == bool
-    move = _exact_move(volume.grid, to)
+    move = exact_move(volume.grid, to)
     if move is not None:
-        array = _move(volume.array if mask else _float32(volume.array), *move, to.shape, fill)
+        array = move_voxels(volume.array if mask else float32(volume.array), *move, to.shape, fill)
         return Volume(array, to.affine, volume.frame)
     matrix = np.linalg.inv(volume.affine) @ to.affine  # index there -> index here
-    source = _float32(volume.array)
+    source = float32(volume.array)
     if antialias and order > 0:
-        source = _smooth(source, matrix)
-    array = _interpolate(source, matrix, to.shape, 1 if mask and order == 3 else order, fill)
+        source = smooth(source, matrix)
+    array = interpolate(source, matrix, to.shape, 1 if mask and order == 3 else order, fill)
     return Volume(array >= 0.5 if mask else array, to.affine, volume.frame)
 
 
@@ -167,11 +171,11 @@ def resample_foreground(
     brain is neither darkened by the zeros beside it nor rings into them.
     """
     present = volume.array != 0
-    if _exact_move(volume.grid, to) is not None:
+    if exact_move(volume.grid, to) is not None:
         array = resample(volume, to).array
         return array, array != 0
-    steps = _steps(np.linalg.inv(volume.affine) @ to.affine) if antialias else np.ones(3)
-    sigmas = np.maximum(_CONTINUATION, _sigmas(steps))
+    steps = steps_of(np.linalg.inv(volume.affine) @ to.affine) if antialias else np.ones(3)
+    sigmas = np.maximum(CONTINUATION, sigmas_of(steps))
     margin = int(np.ceil(4 * sigmas.max())) + 2  # SciPy cuts its Gaussians at four sigma
     bounds = (
         (max(0, a - margin), min(n, b + margin))
@@ -180,9 +184,9 @@ def resample_foreground(
     volume = crop_to(volume, _box(bounds))  # a head fills a quarter of its image: leave the air out
     present = volume.array != 0
     inside = resample(Volume(present, volume.affine), to, 1, antialias=antialias).array
-    source = _float32(volume.array)
+    source = float32(volume.array)
     if order > 0 and not present.all():
-        source = _continued(source, present, sigmas)
+        source = continued(source, present, sigmas)
     array = resample(Volume(source, volume.affine), to, order, antialias=antialias).array
     array[~inside] = 0
     return array, inside
@@ -194,116 +198,15 @@ def resample_labels(volume: Volume, to: Grid) -> Volume:
     Each class is interpolated linearly as a mask and every voxel takes the class with the largest share, which keeps
     borders smoother than nearest neighbour. Ties go to the lower label.
     """
-    move = _exact_move(volume.grid, to)
+    move = exact_move(volume.grid, to)
     if move is not None:
-        return Volume(_move(volume.array, *move, to.shape, 0), to.affine, volume.frame)
+        return Volume(move_voxels(volume.array, *move, to.shape, 0), to.affine, volume.frame)
     matrix = np.linalg.inv(volume.affine) @ to.affine
     source = np.ascontiguousarray(volume.array)
     result = np.zeros(to.shape, source.dtype)
-    best = _interpolate(_smooth((source == 0).astype(np.float32), matrix), matrix, to.shape, 1, 1.0)
+    best = interpolate(smooth((source == 0).astype(np.float32), matrix), matrix, to.shape, 1, 1.0)
     for label in (value for value in np.unique(source) if value != 0):
-        share = _interpolate(_smooth((source == label).astype(np.float32), matrix), matrix, to.shape, 1, 0.0)
+        share = interpolate(smooth((source == label).astype(np.float32), matrix), matrix, to.shape, 1, 0.0)
         wins = share > best
         result[wins], best[wins] = label, share[wins]
     return Volume(result, to.affine, volume.frame)
-
-
-def _float32(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _exact_move(source: Grid, to: Grid) -> tuple[np.ndarray, np.ndarray] | None:
-    """(signed permutation, shift) with index_here = permutation @ index_there + shift, if no interpolation is due."""
-    matrix = np.linalg.inv(source.affine) @ to.affine
-    turn, shift = np.rint(matrix[:3, :3]), np.rint(matrix[:3, 3])
-    if not (np.abs(turn).sum(axis=0) == 1).all() or not (np.abs(turn).sum(axis=1) == 1).all():
-        return None
-    corners = np.array(list(product(*((0, n - 1) for n in to.shape))))
-    error = corners @ (matrix[:3, :3] - turn).T + (matrix[:3, 3] - shift)
-    return (turn.astype(int), shift.astype(int)) if np.abs(error).max() < EXACT_TOLERANCE else None
-
-
-def _move(array: np.ndarray, turn: np.ndarray, shift: np.ndarray, shape: Sequence[int], fill: float) -> np.ndarray:
-    """Voxels copied to ``shape`` so that new[index] = array[turn @ index + shift], ``fill`` beyond the edges."""
-    axes = np.abs(turn).argmax(axis=0)  # the source axis of each new axis
-    turned = array.transpose(axes)
-    here, there = [], []
-    for new, axis in enumerate(axes):
-        n, sign, start = array.shape[axis], int(turn[axis, new]), int(shift[axis])
-        first, last = (-start, n - 1 - start) if sign > 0 else (start - n + 1, start)  # new indices that have a source
-        low, high = max(0, first), min(shape[new], last + 1)
-        if low >= high:
-            return np.full(shape, fill, array.dtype)
-        there.append(slice(low, high))
-        ends = (sign * low + start, sign * (high - 1) + start)
-        stop = ends[1] + sign
-        here.append(slice(ends[0], None if stop < 0 else stop, sign))
-    inner = turned[tuple(here)]
-    if inner.shape == tuple(shape):
-        return np.ascontiguousarray(inner)
-    result = np.full(shape, fill, array.dtype)
-    result[tuple(there)] = inner
-    return result
-
-
-def _steps(matrix: np.ndarray) -> np.ndarray:
-    """A new voxel's width along each old axis, in old voxels (``matrix``: new index -> old index)."""
-    return np.linalg.norm(matrix[:3, :3], axis=1)
-
-
-def _sigmas(steps: np.ndarray) -> np.ndarray:
-    """The Gaussians (old voxels) that widen an old voxel to a new one: 0 where the grid does not get coarser."""
-    return np.where(steps > 1 + 1e-3, np.sqrt(np.maximum(steps**2 - 1, 0)) / _FWHM, 0)
-
-
-def _gaussian(array: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    for axis, sigma in enumerate(sigmas):
-        if sigma > 0 and array.shape[axis] > 1:
-            array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest")
-    return array
-
-
-def _smooth(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Smoothed along the axes that a resampling by ``matrix`` makes coarser."""
-    return _gaussian(array, _sigmas(_steps(matrix)))
-
-
-def _continued(array: np.ndarray, present: np.ndarray, sigmas: np.ndarray) -> np.ndarray:
-    """``array`` with the background near its foreground filled by the local mean of the foreground."""
-    weight = _gaussian(present.astype(np.float32), sigmas)
-    near = ~present & (weight > 1e-6)
-    result = array.copy()
-    result[near] = _gaussian(array, sigmas)[near] / weight[near]
-    return result
-
-
-def _interpolate(array: np.ndarray, matrix: np.ndarray, shape: Sequence[int], order: int, fill: float) -> np.ndarray:
-    """``array`` (float32, C order) at ``matrix @ index`` for every index of ``shape``."""
-    if order not in (0, 1, 3):
-        raise InputError("unknown interpolation", field="order", found=order, expected="0, 1 or 3")
-    if min(array.shape) < 4:  # fewer voxels than a cubic spline has coefficients
-        order = min(order, 1)
-    reach = np.array(list(product(*((-0.5, n - 0.5) for n in array.shape)))) - matrix[:3, 3]
-    reach = reach @ np.linalg.inv(matrix[:3, :3]).T  # the array's corners among the new voxels
-    low = np.maximum(np.floor(reach.min(axis=0)).astype(int), 0)
-    high = np.minimum(np.ceil(reach.max(axis=0)).astype(int) + 1, shape)
-    result = np.full(tuple(shape), fill, np.float32)
-    if (low < high).all():
-        start = matrix[:3, :3] @ low + matrix[:3, 3]
-        part = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        result[part] = _itk(array, matrix[:3, :3], start, high - low, order, fill)
-    return result
-
-
-def _itk(
-    array: np.ndarray, matrix: np.ndarray, start: np.ndarray, shape: np.ndarray, order: int, fill: float
-) -> np.ndarray:
-    transform = sitk.AffineTransform(3)  # SimpleITK's axes are numpy's, reversed
-    transform.SetMatrix(matrix[::-1, ::-1].ravel().tolist())
-    transform.SetTranslation(start[::-1].tolist())
-    resampler = sitk.ResampleImageFilter()
-    resampler.SetSize(shape[::-1].tolist())
-    resampler.SetTransform(transform)
-    resampler.SetInterpolator({0: sitk.sitkNearestNeighbor, 1: sitk.sitkLinear, 3: sitk.sitkBSpline}[order])
-    resampler.SetDefaultPixelValue(float(fill))
-    return sitk.GetArrayFromImage(resampler.Execute(sitk.GetImageFromArray(array)))

@@ -34,7 +34,7 @@ class Scale:
         """Stored values as normalised ones, float32. ``foreground`` (bool): see :func:`normalise`."""
         values = np.asarray(array, dtype=np.float32)
         if self.kind == "none":
-            return values
+            return values.copy()
         if self.kind == "window":
             low, high = self._window()
             return (np.clip(values, low, high) - np.float32(low)) / np.float32(high - low)
@@ -50,7 +50,7 @@ class Scale:
         0; for ``window`` values beyond [low, high] are not restored."""
         values = np.asarray(array, dtype=np.float32)
         if self.kind == "none":
-            return values
+            return values.copy()
         if self.kind == "window":
             low, high = self._window()
             return values * np.float32(high - low) + np.float32(low)

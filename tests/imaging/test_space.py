@@ -104,6 +104,19 @@ def test_nothing_leaks_into_the_background(name):
     assert back.array[back.array != 0].min() > 0.95 * volume.array[volume.array != 0].min()
 
 
+def test_images_and_results_never_share_memory():
+    volume = head(LINEAR["RAS"])
+    before = volume.array.copy()
+    study = to_model_space({"t1": volume}, Image(foreground_crop=False, intensity=Intensity(scheme="none")))
+    back = study.to_native(study.arrays["t1"], "t1")
+    assert not np.shares_memory(back.array, study.arrays["t1"])
+    study.arrays["t1"][:] = 7
+    filled = study.to_native(before, "t1", fill=-1.0)
+    assert filled.array.min() == -1
+    np.testing.assert_array_equal(volume.array, before)
+    assert before.min() == 0
+
+
 def test_smaller_than_a_crop_is_not_padded_and_comes_back():
     volume = head(np.diag([3.0, 3, 3]), extent=30)
     study = to_model_space({"t1": volume}, Image(spacing=(3, 3, 3), crop=(128, 128, 128)))
