@@ -1,9 +1,9 @@
 """A cohort to try everything on: brain MR studies with real anatomy, made on the spot, nothing downloaded.
 
 The anatomy is the MNI152 template's (``demo_anatomy``), the lesions are drawn (``demo_lesions``), the contrasts follow
-from tissue properties (``demo_contrast``), and grids and artefacts are a scanner's (``demo_scanner``). Every study is
-a function of the seed and of its own number, so a cohort can be made in any order, with any number of jobs, resumed,
-and enlarged.
+from tissue properties (``demo_contrast``), grids and artefacts are a scanner's (``demo_scanner``), and ``demo_study``
+puts one study together. Every study is a function of the seed and of its own number, so a cohort can be made in any
+order, with any number of jobs, resumed, and enlarged.
 """
 
 from __future__ import annotations
@@ -20,23 +20,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from medmae.cohort.demo_anatomy import Head, Template, draw_displacement, draw_pose, load_template
-from medmae.cohort.demo_contrast import (
-    MODALITIES,
-    contrast,
-    draw_anatomy,
-    draw_protocol,
-    draw_tissues,
-    healthy_shares,
-)
-from medmae.cohort.demo_lesions import EXPLAINED, LABELS, draw_lesions, lesion_shares
-from medmae.cohort.demo_scanner import GEOMETRIES, image_head, receive_coil, scan
+from medmae.cohort.demo_anatomy import load_template
+from medmae.cohort.demo_lesions import EXPLAINED, LABELS
+from medmae.cohort.demo_study import SPLITS, DemoStudy, make_study, plan_study
 from medmae.errors import InputError
 from medmae.files import explained, replace_folder, write_text
 from medmae.imaging.nifti import read_nifti, write_nifti
-from medmae.imaging.volume import Volume
 
-SPLITS: Final = ("train", "held_out")
 CREDITS: Final = """\
 A demonstration cohort made by medmae (make_demo_cohort). These are not scans of anybody: not for clinical use.
 
@@ -63,25 +53,6 @@ Please cite, when you show images of this cohort:
   from birth to adulthood. NeuroImage 47:S102 (2009).
 Artefacts by TorchIO: F Perez-Garcia, R Sparks, S Ourselin. Computer Methods and Programs in Biomedicine 208 (2021).
 """
-
-
-@dataclass(frozen=True)
-class DemoStudy:
-    """What is decided about a study before it is made. ``number`` counts from 0 within its split."""
-
-    split: str
-    number: int
-    missing: str | None
-    has_tumour: bool
-    geometry: str
-
-    @property
-    def name(self) -> str:
-        return f"{'train' if self.split == 'train' else 'held'}-{self.number + 1:03d}"
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return tuple(modality for modality in MODALITIES if modality != self.missing)
 
 
 @dataclass(frozen=True)
@@ -152,63 +123,6 @@ def make_demo_cohort(
     return DemoCohort(out, out / "train", out / "held_out", table, made, found)
 
 
-def plan_study(seed: int, split: str, number: int) -> DemoStudy:
-    """What study ``number`` of a split is to be.
-
-    Studies are planned in threes, of which one has a tumour and (in training) one lacks a modality; which modality
-    goes round, so that each is missing equally often, and so does the geometry.
-    """
-    start = np.random.default_rng([seed, SPLITS.index(split), 0])
-    first_missing, first_geometry = start.permutation(len(MODALITIES)), int(start.integers(len(GEOMETRIES)))
-    block, place = divmod(number, 3)
-    draw = np.random.default_rng([seed, SPLITS.index(split), 1, block])
-    incomplete, tumour = (int(value) for value in draw.integers(0, 3, 2))
-    lacks = split == "train" and place == incomplete
-    return DemoStudy(
-        split,
-        number,
-        MODALITIES[first_missing[block % len(MODALITIES)]] if lacks else None,
-        place == tumour,
-        GEOMETRIES[(first_geometry + number) % len(GEOMETRIES)],
-    )
-
-
-def make_study(template: Template, study: DemoStudy, seed: int, spacing: float) -> dict[str, Volume]:
-    """The images of one study by file name: its modalities, ``seg`` and ``brainmask``. No file is touched."""
-    root = np.random.default_rng([seed, SPLITS.index(study.split), 2, study.number])
-    # One stream a purpose: what one part draws leaves the others as they are.
-    bend, ill, place, tissue, protocol, *scanner = root.spawn(5 + len(MODALITIES))
-    head, lesions = draw_head(bend, template), draw_lesions(ill, template, study.has_tumour)
-    if lesions.tumour is not None:
-        head = Head(
-            head.pose, head.displacement, lesions.tumour.centre, 1.6 * lesions.tumour.outer, ill.uniform(0.15, 0.5)
-        )
-    grid, mask = image_head(place, template, head, study.geometry, spacing)
-    world = grid.voxel_to_mm(np.argwhere(mask))
-    healthy = healthy_shares(tissue, template, head.to_template(world))
-    shares = lesion_shares(lesions, head.unposed(world), healthy["wm"], healthy["csf"], spacing)
-    anatomy = draw_anatomy(tissue, template, head, world, shares, healthy, spacing)
-    tissues, settings, coil = draw_tissues(tissue), draw_protocol(protocol), receive_coil(protocol)
-
-    def on_grid(values: np.ndarray) -> np.ndarray:
-        array = np.zeros(grid.shape, values.dtype)
-        array[mask] = values
-        return array
-
-    arrays = {"seg": on_grid(shares.labels()), "brainmask": mask.astype(np.uint8)}
-    white = anatomy.shares["wm"] > 0.9
-    for modality, rng in zip(MODALITIES, scanner, strict=True):
-        if modality in study.modalities:
-            image = contrast(modality, anatomy, tissues, settings)
-            arrays[modality] = scan(rng, on_grid(image / np.median(image[white])), mask, grid.affine, coil)
-    return {name: Volume(array, grid.affine) for name, array in arrays.items()}
-
-
-def draw_head(rng: np.random.Generator, template: Template) -> Head:
-    """A head in a pose, without a tumour's push."""
-    return Head(draw_pose(rng), draw_displacement(rng, template))
-
-
 def _make_all(
     out: Path,
     todo: list[DemoStudy],
@@ -255,7 +169,9 @@ def _folder(out: Path, study: DemoStudy) -> Path:
 
 def _check(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise InputError("out of range", field=field, found=value, expected=f"{low} to {high}")
+        raise InputError(
+            "out of range", field=field, found=value, expected=f"{low} to {high}", remedy="Choose another value."
+        )
 
 
 def _claim(out: Path, settings: dict[str, Any], wanted: list[DemoStudy]) -> None:
@@ -297,7 +213,7 @@ def _row(out: Path, study: DemoStudy) -> dict[str, object]:
         "has_tumour": int(study.has_tumour),
         "lesion_ml": f"{millilitres[1:].sum():.3f}",
         "tumour_ml": f"{tumour:.3f}",
-        "ms_ml": f"{millilitres[LABELS['ms_lesion']]:.3f}",
+        "white_matter_lesion_ml": f"{millilitres[LABELS['white_matter_lesion']]:.3f}",
         "geometry": study.geometry,
     }
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import ndimage
 
-MARGIN = 16  # mm kept around the template's brain: a bent head reaches a little beyond it
+MARGIN = 4  # mm kept around the template's brain, for smoothing
+REACH = 16.0  # mm around the brain that displacement and noise fields cover
 FIELD_STEP = 4.0  # mm between the nodes of displacement and noise fields
 # Lateral ventricles (front and back), third ventricle's upper end, fourth ventricle: MNI mm inside each, both sides.
 _VENTRICLE_SEEDS = ((5, 10, 12), (-5, 10, 12), (8, -5, 22), (-8, -5, 22), (0, -44, -32))
@@ -115,9 +116,8 @@ def _detail(t1: np.ndarray, wm: np.ndarray, gm: np.ndarray, csf: np.ndarray, mas
 
 def noise_field(rng: np.random.Generator, template: Template, smoothness: float, step: float = FIELD_STEP) -> Field:
     """Gaussian noise smoothed with a sigma of ``smoothness`` mm, of zero mean and unit standard deviation."""
-    origin = template.brain.origin
-    extent = np.asarray(template.brain.array.shape) * template.brain.step
-    shape = np.ceil(extent / step).astype(int) + 1
+    origin = template.low - REACH
+    shape = np.ceil((template.high + REACH - origin) / step).astype(int) + 1
     values = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), smoothness / step, mode="wrap")
     return Field((values - values.mean()) / values.std(), origin, step)
 
@@ -184,7 +184,8 @@ def draw_displacement(rng: np.random.Generator, template: Template) -> tuple[Fie
     # Sampling moves along the velocity: away from the ventricles narrows them, towards them widens them.
     widening = rng.uniform(-1.5, 4.0)
     nodes = np.stack(np.meshgrid(*(np.arange(n) for n in velocity.shape[1:]), indexing="ij"))
-    places = nodes.reshape(3, -1).T * FIELD_STEP + template.brain.origin
+    origin = template.low - REACH
+    places = nodes.reshape(3, -1).T * FIELD_STEP + origin
     nearness = ndimage.gaussian_filter(template.ventricles.at(places).reshape(velocity.shape[1:]), 8 / FIELD_STEP)
     slope = np.stack(np.gradient(nearness))
     velocity += widening * slope / max(np.linalg.norm(slope, axis=0).max(), 1e-6)
@@ -194,5 +195,5 @@ def draw_displacement(rng: np.random.Generator, template: Template) -> tuple[Fie
         step = step + np.stack(
             [ndimage.map_coordinates(part, nodes + step, np.float32, order=1, mode="nearest") for part in step]
         )
-    x, y, z = (Field((part * FIELD_STEP).astype(np.float32), template.brain.origin, FIELD_STEP) for part in step)
+    x, y, z = (Field((part * FIELD_STEP).astype(np.float32), origin, FIELD_STEP) for part in step)
     return x, y, z

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from medmae.cohort.demo_anatomy import Head, Template, noise_field
+from medmae.cohort.demo_anatomy import Template, noise_field
 from medmae.cohort.demo_lesions import LesionShares
 
 MODALITIES: Final = ("t1", "t1c", "t2", "flair")
@@ -37,13 +37,13 @@ TISSUES: Final = {
     "wm": Tissue(0.70, 830, 76),
     "gm": Tissue(0.81, 1330, 98),
     "csf": Tissue(1.00, 4100, 1400),
-    "vessel": Tissue(0.80, 1500, 45, uptake=2.0),
-    "choroid": Tissue(0.85, 1500, 160, uptake=0.9),
+    "vessel": Tissue(0.80, 1500, 45, uptake=0.9),
+    "choroid": Tissue(0.85, 1500, 160, uptake=0.4),
     "rim": Tissue(0.76, 1050, 100),  # the periventricular white matter, a little wetter
     "spot": Tissue(0.85, 1250, 150),
     "core": Tissue(0.95, 2700, 330),
     "oedema": Tissue(0.85, 1350, 140),
-    "enhancing": Tissue(0.86, 1450, 125, uptake=0.8),
+    "enhancing": Tissue(0.86, 1450, 125, uptake=0.45),
 }
 
 
@@ -166,14 +166,12 @@ def choroid(points: np.ndarray, ventricles: np.ndarray) -> np.ndarray:
 def draw_anatomy(
     rng: np.random.Generator,
     template: Template,
-    head: Head,
-    world: np.ndarray,
+    points: np.ndarray,
     lesions: LesionShares,
     healthy: dict[str, np.ndarray],
     spacing: float,
 ) -> Anatomy:
-    """What each point of ``world`` (N, 3 mm) is made of, and how its relaxation varies within tissues."""
-    points = head.to_template(world)
+    """What is at each of template ``points`` (N, 3 mm), and how its relaxation varies within tissues."""
     rim_strength = rng.uniform(0.2, 0.9)
     blood = vessels(rng, template, points, healthy["csf"] - healthy["ventricles"], spacing)
     plexus = choroid(points, healthy["ventricles"])
@@ -223,7 +221,7 @@ def contrast(modality: str, anatomy: Anatomy, tissues: dict[str, Tissue], protoc
         tissue = tissues[name]
         if name == "spot":
             black, uptake = anatomy.lesions.blackness[here], anatomy.lesions.uptake[here]
-            r1 = r1 / (1 + 0.7 * black)
+            r1 = r1 / (1 + 0.5 * black)
             r2 = r2 / (1 + 0.25 * black)
             if modality == "t1c":
                 r1 = r1 + RELAXIVITY * tissue.t1 * uptake

@@ -13,12 +13,12 @@ import numpy as np
 
 from medmae.cohort.demo_anatomy import Field, Template, noise_field, rotation
 
-LABELS: Final = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3, "ms_lesion": 4}
+LABELS: Final = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3, "white_matter_lesion": 4}
 EXPLAINED: Final = {
     "tumour_core": "necrotic centre of a tumour: dark on T1 and T1c, bright on T2, between on FLAIR",
     "oedema": "swollen white matter around a tumour: bright on T2 and FLAIR, does not enhance",
     "enhancing_rim": "the tumour's living rim: bright on T1c",
-    "ms_lesion": "spots in white matter: bright on T2 and FLAIR, iso- to hypointense on T1; some enhance",
+    "white_matter_lesion": "spots in white matter: bright on T2 and FLAIR, iso- to hypointense on T1; some enhance",
 }
 
 
@@ -68,7 +68,7 @@ class LesionShares:
     def labels(self) -> np.ndarray:
         """The label of each point, uint8 (N,): the lesion that takes more than half of it, tumours first."""
         label = np.zeros(self.core.shape, np.uint8)
-        label[self.spot > 0.5] = LABELS["ms_lesion"]
+        label[self.spot > 0.5] = LABELS["white_matter_lesion"]
         tumour = np.stack([self.core, self.oedema, self.rim])
         part = np.array([LABELS["tumour_core"], LABELS["oedema"], LABELS["enhancing_rim"]], np.uint8)
         inside = tumour.sum(axis=0) > 0.5
@@ -77,7 +77,7 @@ class LesionShares:
 
 
 def draw_lesions(rng: np.random.Generator, template: Template, has_tumour: bool) -> Lesions:
-    """Lesions of one study: a tumour with at most a few small spots, or 4 to 20 spots, mostly beside the ventricles."""
+    """Lesions of one study: a tumour with at most a few small spots, or 5 to 20 spots, mostly beside the ventricles."""
     outline, fingers = noise_field(rng, template, 6, step=3.0), noise_field(rng, template, 5, step=3.0)
     tumour = None
     if has_tumour:
@@ -88,7 +88,7 @@ def draw_lesions(rng: np.random.Generator, template: Template, has_tumour: bool)
             outer=outer,
             oedema=outer + rng.uniform(7, 16),
         )
-    count = int(rng.integers(0, 4)) if has_tumour else int(4 + min(rng.poisson(6), 16))
+    count = int(rng.integers(0, 4)) if has_tumour else int(5 + min(rng.poisson(7), 15))
     worst = 3.0 if has_tumour else 6.5
     active = 0.0 if has_tumour else 0.15
     return Lesions(tuple(_spots(rng, template, count, worst, active)), tumour, outline, fingers)
@@ -107,11 +107,11 @@ def _spots(rng: np.random.Generator, template: Template, count: int, worst: floa
     chosen = rng.choice(len(points), size=count, replace=False, p=weight / weight.sum())
     spots = []
     for centre in points[chosen]:
-        radius = float(np.clip(rng.lognormal(np.log(3.0), 0.4), 1.8, worst))
+        radius = float(np.clip(rng.lognormal(np.log(3.3), 0.4), 2.0, worst))
         ratios = np.exp(rng.normal(0, 0.25, 3))
         half_axes = radius * ratios / ratios.prod() ** (1 / 3)
         turned = rotation(rng.uniform(-90, 90, 3)) / half_axes
-        uptake = float(rng.uniform(0.3, 0.8)) if rng.random() < active else 0.0
+        uptake = float(rng.uniform(0.1, 0.35)) if rng.random() < active else 0.0
         spots.append(Spot(centre, turned, radius, float(rng.random() ** 2), uptake))
     return spots
 
@@ -119,15 +119,13 @@ def _spots(rng: np.random.Generator, template: Template, count: int, worst: floa
 def _tumour_centre(rng: np.random.Generator, template: Template) -> np.ndarray:
     """A place deep in the white matter of one hemisphere, above the cerebellum, some way from the midline."""
     points = _candidates(rng, template, 4_000)
-    deep = (template.wm.at(points) > 0.8) & (np.abs(points[:, 0]) > 18) & (points[:, 2] > -8) & (points[:, 2] < 50)
+    deep = (template.wm.at(points) > 0.8) & (np.abs(points[:, 0]) > 22) & (points[:, 2] > -8) & (points[:, 2] < 50)
     return np.asarray(points[deep][rng.integers(int(deep.sum()))])
 
 
-def lesion_shares(
-    lesions: Lesions, points: np.ndarray, wm: np.ndarray, csf: np.ndarray, spacing: float
-) -> LesionShares:
-    """Shares of each of ``points`` (N, 3; template mm before the tumour's push) where white matter takes ``wm`` and
-    cerebrospinal fluid ``csf``. Spots and oedema stay in white matter; no lesion fills fluid wholly."""
+def lesion_shares(lesions: Lesions, points: np.ndarray, wm: np.ndarray, spacing: float) -> LesionShares:
+    """Shares of each of ``points`` (N, 3; template mm before the tumour's push) where white matter takes ``wm``.
+    Spots and oedema stay in white matter; the solid tumour replaces what was there."""
     edge = 0.3 + 0.25 * spacing  # mm
     outline = lesions.outline.at(points)
     nothing = np.zeros(len(points), np.float32)
@@ -146,7 +144,7 @@ def lesion_shares(
 
     tumour = lesions.tumour
     distance = np.linalg.norm(points - tumour.centre, axis=1) + 1.8 * outline
-    solid = _inside(distance - tumour.outer, edge) * (1 - csf * 0.5)
+    solid = _inside(distance - tumour.outer, edge)
     core = solid * _inside(distance - tumour.core + 1.2 * lesions.fingers.at(points), edge)
     # Oedema runs along white matter in fingers and spares cortex.
     reach = distance - tumour.oedema + 4.0 * lesions.fingers.at(points)
