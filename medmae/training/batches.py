@@ -104,12 +104,16 @@ class Crops:
         studies = [self.study_of(n) for n in numbers]
         return self.batch([(s, self.corner(s, n)) for s, n in zip(studies, numbers, strict=True)], numbers)
 
-    def centre_batches(self, size: int, part: int = 0, parts: int = 1) -> Iterator[Batch]:
-        """Every ``parts``-th study once, cropped at the centre: validation."""
-        mine = list(enumerate(self.studies))[part::parts]
-        for start in range(0, len(mine), size):
-            chosen = mine[start : start + size]
-            yield self.batch([(s, self.corner(s, None)) for _, s in chosen], [i for i, _ in chosen])
+    def centre_batches(self, size: int, part: int = 0, parts: int = 1) -> Iterator[tuple[Batch, bool]]:
+        """Every ``parts``-th study once, cropped at the centre: validation. All parts give equally many batches,
+        because distributed processes must run the model equally often; False marks one that only fills up."""
+        numbered = list(enumerate(self.studies))
+        mine = numbered[part::parts]
+        rounds = -(-len(numbered[::parts]) // size)
+        for start in range(0, rounds * size, size):
+            counts = start < len(mine)
+            chosen = mine[start : start + size] if counts else numbered[:1]
+            yield self.batch([(s, self.corner(s, None)) for _, s in chosen], [i for i, _ in chosen]), counts
 
 
 def prefetch(crops: Crops, starts: Sequence[int], size: int) -> Iterator[Batch]:

@@ -326,13 +326,13 @@ class Loop:
         batches = self.validation.centre_batches(
             self.plan.training.batch_size, self.fabric.global_rank, self.fabric.world_size
         )
-        for batch in batches:
+        for batch, counts in batches:
             output = self.model(
                 to_device(batch.images, self.fabric.device),
                 present=batch.present,
                 generator=self.generator(_VALIDATION, batch.numbers[0]),
             )
-            there = torch.stack([batch.present[m].sum() for m in names]).float()
+            there = torch.stack([batch.present[m].sum() for m in names]).float() * counts
             total += torch.stack([output.losses[m] for m in names]).float().cpu() * there
             count += there
         self.model.train()
@@ -347,7 +347,7 @@ class Loop:
         if self.fabric.world_size > 1:
             return  # sharded weights cannot be run by one process alone; reconstruct shows the same afterwards
         crops = self.validation if self.validation.studies else self.training
-        batch = next(crops.centre_batches(1))
+        batch, _ = next(crops.centre_batches(1))
         images = to_device(batch.images, self.fabric.device)
         self.model.eval()
         with self.fabric.autocast():
