@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 MARGIN = 4  # mm kept around the template's brain, for smoothing
+LOWEST = -64  # MNI z in mm below which only spinal cord is left, down to the template's last slice
 REACH = 16.0  # mm around the brain that displacement and noise fields cover
 FIELD_STEP = 4.0  # mm between the nodes of displacement and noise fields
 # Lateral ventricles (front and back), third ventricle's upper end, fourth ventricle: MNI mm inside each, both sides.
@@ -63,6 +64,7 @@ def load_template(spacing: float) -> Template:
     images = [load(resolution=1) for load in _loaders(datasets)]
     affine = np.asarray(images[0].affine, dtype=np.float64)
     t1, wm, gm, mask = (np.asarray(image.dataobj, dtype=np.float32) for image in images)
+    mask[:, :, : int(LOWEST - affine[2, 3])] = 0
     inside = np.argwhere(mask > 0)
     low, high = inside.min(0), inside.max(0)
     start = np.maximum(low - MARGIN, 0)

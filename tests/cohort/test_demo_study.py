@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from medmae.cohort.demo_anatomy import Template, load_template
 from medmae.cohort.demo_contrast import TISSUES, draw_protocol, signal
@@ -35,6 +37,7 @@ def test_template_maps_are_where_mni_coordinates_say(template: Template) -> None
     assert at("wm", 28, -30, 30) > 0.9 and at("wm", -28, -30, 30) > 0.9
     assert at("gm", 13, 12, 10) > 0.6  # caudate nucleus
     assert at("brain", 0, -90, 60) < 0.1 and at("brain", 0, 0, -70) < 0.1
+    assert at("brain", 0, -42, -60) > 0.9 and at("brain", 0, -42, -72) < 0.1  # the cord is cut, not drawn out
     assert at("csf", 0, -60, 50) > 0.3 and at("ventricles", 0, -60, 50) < 0.01  # the midline fissure is no ventricle
 
 
@@ -52,6 +55,24 @@ def test_deformations_do_not_fold(template: Template, scenes: list[Scene]) -> No
         assert determinant.min() > 0.05
         assert determinant.std() > 0.1  # it bends, and is not an affine map
     assert [scene.head.push_radius > 0 for scene in scenes] == [True, False, True, False]
+
+
+def test_heads_are_turned_shifted_and_sized_as_between_native_scans(template: Template) -> None:
+    """The rigid part of world to template, from a least-squares affine fit and its polar decomposition."""
+    rng = np.random.default_rng(1)
+    world = rng.uniform(template.low, template.high, (5_000, 3))
+    turns, shifts, sizes = [], [], []
+    for number in range(8):
+        head = draw_scene(template, replace(STUDIES[1], number=number), SEED, SPACING).head
+        fit, *_ = np.linalg.lstsq(np.c_[world, np.ones(len(world))], head.to_template(world), rcond=None)
+        u, size, vt = np.linalg.svd(fit[:3].T)
+        turns.append(Rotation.from_matrix(u @ vt))
+        shifts.append(fit[3])
+        sizes.append(size.prod())
+    angles = [np.degrees((a.inv() * b).magnitude()) for a, b in combinations(turns, 2)]
+    assert np.median(angles) > 6 and max(angles) < 50
+    assert np.std(shifts, axis=0).min() > 2
+    assert 0.01 < np.std(sizes) < 0.2
 
 
 def tissue_medians(scene: Scene, images: dict[str, np.ndarray], modality: str) -> dict[str, float]:
