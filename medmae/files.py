@@ -20,7 +20,10 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what, remedy = "the disk is full", "Free some space or write elsewhere with -o; what was written before stays."
+            what, remedy = (
+                "the disk is full",
+                "Free some space or write elsewhere with -o; what was written before stays.",
+            )
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what, remedy = "no permission to write here", "Choose another folder with -o, or change its permissions."
         elif error.errno in (errno.ENOTDIR, errno.EEXIST):

@@ -20,6 +20,8 @@ from medmae.errors import InputError, MedmaeError
 from medmae.plan import Plan, Triple
 
 SIGMA = 0.125  # of the window's edge: the blending Gaussian of MONAI and nnU-Net
+_CPU_VOXELS = 2**18  # voxels of the windows that run together on a CPU: small windows alone are all overhead
+_CUDA_VOXELS = 2**24  # the same on a GPU, halved as long as memory runs out
 FLOOR = 1e-3  # smallest blending weight, so that no covered voxel is divided by nothing
 
 
@@ -140,7 +142,7 @@ def predict_volume(
     ``images`` {modality: (D, H, W)} normalised as in training, of any one size; what lies beyond the edge is 0, the
     background of training crops. ``foreground`` (D, H, W) bool: windows without any are not run, and voxels no
     window covers are 0. ``overlap`` and ``shifts`` default to the plan's; ``batch`` windows run together (default:
-    1 on a CPU; 8 elsewhere, halved as long as memory runs out). ``precision`` "bf16" autocasts; sums are float32 on
+    by their size; halved on a GPU as long as memory runs out). ``precision`` "bf16" autocasts; sums are float32 on
     the CPU. Raises :class:`MedmaeError` when the model gives something that is not finite.
     """
     shapes = {m: tuple(a.shape) for m, a in images.items()}
@@ -155,7 +157,7 @@ def predict_volume(
     starts = [window_starts(n, w, overlap, r) for n, w, r in zip(shape, window, reach, strict=True)]
     stored = {m: torch.from_numpy(np.ascontiguousarray(a)) for m, a in images.items()}
     weight = blending_weight(window)
-    batch = batch or (1 if device.type == "cpu" else 8)
+    batch = batch or max(1, (_CPU_VOXELS if device.type == "cpu" else _CUDA_VOXELS) // math.prod(window))
     means = {m: torch.zeros(shape) for m in targets}
     placements, run = torch.zeros(shape), 0
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
