@@ -32,17 +32,21 @@ class Intensity(Section):
     """How stored values become what the network sees; every scheme can be undone.
 
     ``zscore-nonzero``: zero mean, unit (biased) standard deviation over voxels that are not 0, which stay 0.
-    ``zscore``: over all voxels. ``window``: clip to [low, high], scale to [0, 1]. ``none``: untouched.
+    ``zscore``: over all voxels. ``window``: clip to [low, high], scale to [0, 1]. ``none``: untouched. ``clip`` cuts
+    z-scores to [-clip, clip], so that a few bright voxels (vessels after contrast) do not rule the loss.
     """
 
     scheme: Literal["zscore-nonzero", "zscore", "window", "none"] = "zscore-nonzero"
     low: float | None = None
     high: float | None = None
+    clip: float | None = Field(None, gt=0)  # standard deviations
 
     @model_validator(mode="after")
     def _window_has_bounds(self) -> Intensity:
         if self.scheme == "window" and (self.low is None or self.high is None or self.low >= self.high):
             raise ValueError("a window needs low < high")
+        if self.clip is not None and not self.scheme.startswith("zscore"):
+            raise ValueError("clip is in standard deviations: it goes with zscore and zscore-nonzero")
         return self
 
 

@@ -8,8 +8,9 @@ the three keeps its Jacobian determinant positive, so nothing folds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -86,11 +87,20 @@ def load_template(spacing: float) -> Template:
     def as_field(array: np.ndarray) -> Field:
         return Field(ndimage.gaussian_filter(array, sigma).astype(np.float32), origin, 1.0)
 
-    maps = [as_field(array) for array in (brain, wm, gm, csf, ventricles, rim, detail)]
-    return Template(*maps, low=affine[:3, :3] @ low + affine[:3, 3], high=affine[:3, :3] @ high + affine[:3, 3])
+    return Template(
+        brain=as_field(brain),
+        wm=as_field(wm),
+        gm=as_field(gm),
+        csf=as_field(csf),
+        ventricles=as_field(ventricles),
+        rim=as_field(rim),
+        detail=as_field(detail),
+        low=affine[:3, :3] @ low + affine[:3, 3],
+        high=affine[:3, :3] @ high + affine[:3, 3],
+    )
 
 
-def _loaders(datasets: object) -> list:  # type: ignore[type-arg]
+def _loaders(datasets: object) -> list[Callable[..., Any]]:
     names = ("load_mni152_template", "load_mni152_wm_template", "load_mni152_gm_template", "load_mni152_brain_mask")
     return [getattr(datasets, name) for name in names]
 

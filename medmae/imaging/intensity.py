@@ -77,7 +77,8 @@ def normalise(
 
     ``zscore-nonzero`` takes mean and biased standard deviation (in float64) over ``foreground``, a boolean array that
     defaults to ``array != 0``; everything else becomes exactly 0 and no foreground voxel does. ``zscore`` takes them
-    over all voxels. A constant image is only centred. Raises :class:`InputError` when values are not finite.
+    over all voxels. A constant image is only centred. z-scores beyond ``clip`` standard deviations are cut to it (and
+    come back so). Raises :class:`InputError` when values are not finite.
     """
     values = np.asarray(array, dtype=np.float32)
     scheme = intensity.scheme
@@ -93,7 +94,10 @@ def normalise(
             sample = values
         mean, std = _statistics(sample)
         scale = Scale(scheme, mean, std)
-    return scale.apply(values, foreground), scale
+    result = scale.apply(values, foreground)
+    if intensity.clip is not None:
+        np.clip(result, -intensity.clip, intensity.clip, out=result)
+    return result, scale
 
 
 def _statistics(sample: np.ndarray) -> tuple[float, float]:

@@ -61,10 +61,10 @@ def write_report(
     """
     grid = shown_grid(volumes)
     inputs = [m for m in volumes if any(m in s.sources for s in syntheses.values())]
-    pictures = [
-        Picture(m.upper(), "acquired, input", _grey(values := resample(volumes[m], grid).array, *_window(values)))
-        for m in inputs
-    ]
+    pictures = []
+    for modality in inputs:
+        values = resample(volumes[modality], grid).array
+        pictures.append(Picture(modality.upper(), "acquired, input", _grey(values, *_window(values))))
     scores = {}
     for target, synthesis in syntheses.items():
         pictures += _target_pictures(synthesis, volumes.get(target), grid, intensity, shown=target in inputs)

@@ -146,7 +146,7 @@ def predict_volume(
     the CPU. Raises :class:`MedmaeError` when the model gives something that is not finite.
     """
     shapes = {m: tuple(a.shape) for m, a in images.items()}
-    shape: Triple = next(iter(shapes.values()), ())  # type: ignore[assignment]
+    shape: Triple = next(iter(shapes.values()), ())
     if len(shape) != 3 or len(set(shapes.values())) > 1:
         raise InputError("the modalities of a study must share one grid", field="images", found=shapes)
     settings = model.plan.reconstruction

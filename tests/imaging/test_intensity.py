@@ -93,3 +93,16 @@ def test_the_input_is_not_changed(brain):
 def test_a_scale_survives_json():
     for scale in (Scale("zscore-nonzero", 1 / 3, 2.5), Scale("window", low=-175.0, high=250.0)):
         assert Scale.from_json(json.loads(json.dumps(scale.to_json()))) == scale
+
+
+def test_clip_cuts_z_scores_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    array = np.where(rng.random((12, 12, 12)) < 0.7, rng.normal(100, 10, (12, 12, 12)), 0)
+    array[0, 0, 0] = 900
+    free, scale = normalise(array, Intensity())
+    cut, same = normalise(array, Intensity(clip=5))
+    assert scale == same and free[0, 0, 0] > 5 and cut[0, 0, 0] == 5
+    within = np.abs(free) <= 5
+    np.testing.assert_array_equal(free[within], cut[within])
+    with pytest.raises(ValueError, match="standard deviations"):
+        Intensity(scheme="none", clip=5)
