@@ -12,10 +12,9 @@ import functools
 import inspect
 import json as jsonlib
 import logging
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +23,7 @@ import typer
 from rich.markup import escape
 
 from medmae.errors import MedmaeError, Problem
-from medmae.files import explained
+from medmae.files import explained, strict
 from medmae.progress import stderr
 
 DONE, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -91,15 +90,6 @@ def say(outcome: Outcome, json: bool) -> None:
         for line in outcome.lines:
             print(line)
     sys.stdout.flush()
-
-
-def strict(data: Any) -> Any:
-    """``data`` without what JSON has no word for: NaN and infinity become null."""
-    if isinstance(data, Mapping):
-        return {key: strict(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [strict(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def tell_problems(problems: Iterable[Problem]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from medmae.errors import MedmaeError
 
@@ -84,3 +86,12 @@ def replace_folder(path: Path, previous: Path, fill: Callable[[Path], object]) -
             flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def strict(data: Any) -> Any:
+    """``data`` without what JSON has no word for: NaN and infinity become null."""
+    if isinstance(data, Mapping):
+        return {key: strict(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medmae.errors import MedmaeError
 from medmae.masking import sample_mask, split_tokens, visible_tokens
 from medmae.models.base import Images, MAEOutput, MaskedAutoencoder
-from medmae.models.tokens import Positions, Tokenizer, patchify, token_grid, unpatchify
+from medmae.models.tokens import POSITION_TEMPERATURE, Positions, Tokenizer, patchify, token_grid, unpatchify
 from medmae.models.vit import Block, initialise, take
 from medmae.plan import Plan, Section, Triple
 
@@ -29,7 +29,9 @@ class Config(Section):
     """The plan's ``model`` section. Widths are divisible by 6 (positions) and by the number of heads.
 
     ``dropout`` acts in the decoder, on the attention's output and both linear layers of the MLP;
-    ``attention_dropout`` on the attention weights.
+    ``attention_dropout`` on the attention weights. ``position_temperature`` spreads the frequencies of the positions
+    from 1 to 1 / temperature radians a token: 10000 (the paper's) leaves neighbours on a grid of a few tokens almost
+    alike, and a small model then learns late where to look.
     """
 
     patch: Triple = (16, 16, 16)
@@ -38,6 +40,7 @@ class Config(Section):
     heads: int = Field(12, gt=0)
     mlp_width: int = Field(1536, gt=0)
     qkv_bias: bool = True
+    position_temperature: float = Field(POSITION_TEMPERATURE, gt=1)
     decoder_width: int = Field(384, gt=0, multiple_of=6)
     decoder_depth: int = Field(3, gt=0)
     decoder_heads: int = Field(12, gt=0)
@@ -54,7 +57,7 @@ class Decoder(nn.Module):
         width = config.decoder_width
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = Positions(grid, width)
+        self.positions = Positions(grid, width, temperature=config.position_temperature)
         self.modalities = tuple(modalities)
         # ParameterDict sorts its keys, so it is only ever read by name.
         self.modality_embeddings = nn.ParameterDict({m: nn.Parameter(torch.zeros(1, 1, width)) for m in modalities})
@@ -109,7 +112,12 @@ class BMMAE(MaskedAutoencoder):
         self.norm = nn.LayerNorm(config.width)
         self.apply(initialise)
         nn.init.normal_(self.cls_token, std=0.02)
-        self.tokenizers = nn.ModuleDict({m: Tokenizer(config.patch, config.width, native) for m in plan.modalities})
+        self.tokenizers = nn.ModuleDict(
+            {
+                m: Tokenizer(config.patch, config.width, native, temperature=config.position_temperature)
+                for m in plan.modalities
+            }
+        )
         self.decoder = Decoder(config, plan.modalities, native)
 
     def forward(

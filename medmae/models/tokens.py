@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from medmae.plan import Triple
 
+POSITION_TEMPERATURE = 10000.0  # of Vaswani et al. 2017; MONAI's too
+
 
 def token_grid(size: tuple[int, ...], patch: Triple) -> Triple:
     """Tokens along each axis of a volume of ``size`` (D, H, W) voxels."""
@@ -32,7 +34,9 @@ def unpatchify(tokens: Tensor, grid: Triple, patch: Triple) -> Tensor:
     return split.reshape(b, 1, g0 * p0, g1 * p1, g2 * p2)
 
 
-def sincos_positions(grid: Triple, width: int, axes: Triple = (1, 0, 2), temperature: float = 10000.0) -> Tensor:
+def sincos_positions(
+    grid: Triple, width: int, axes: Triple = (1, 0, 2), temperature: float = POSITION_TEMPERATURE
+) -> Tensor:
     """Fixed 3D sin-cos position embedding, (1, N, width) float32.
 
     Each axis takes width / 3 channels, sines then cosines of ``index / temperature^(i / (width / 6))`` (the
@@ -56,19 +60,24 @@ class Positions(nn.Module):
 
     table: Tensor
 
-    def __init__(self, grid: Triple, width: int, axes: Triple = (1, 0, 2)) -> None:
+    def __init__(
+        self, grid: Triple, width: int, axes: Triple = (1, 0, 2), temperature: float = POSITION_TEMPERATURE
+    ) -> None:
         super().__init__()
-        self.grid, self.width, self.axes = grid, width, axes
-        self.register_buffer("table", sincos_positions(grid, width, axes))
+        self.grid, self.width, self.axes, self.temperature = grid, width, axes, temperature
+        self.register_buffer("table", self.computed(grid))
 
     def forward(self, grid: Triple) -> Tensor:
         """(1, N, width) for ``grid``."""
         if grid == self.grid:
             return self.table
-        if torch.allclose(self.table.cpu(), sincos_positions(self.grid, self.width, self.axes), atol=1e-5):
-            return sincos_positions(grid, self.width, self.axes).to(self.table)
+        if torch.allclose(self.table.cpu(), self.computed(self.grid), atol=1e-5):
+            return self.computed(grid).to(self.table)
         known = self.table.transpose(1, 2).reshape(1, self.width, *self.grid)
         return F.interpolate(known, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
+
+    def computed(self, grid: Triple) -> Tensor:
+        return sincos_positions(grid, self.width, self.axes, self.temperature)
 
 
 class Tokenizer(nn.Module):
@@ -78,12 +87,19 @@ class Tokenizer(nn.Module):
     initialised Xavier-uniform over the flattened kernel.
     """
 
-    def __init__(self, patch: Triple, width: int, grid: Triple, axes: Triple = (1, 0, 2)) -> None:
+    def __init__(
+        self,
+        patch: Triple,
+        width: int,
+        grid: Triple,
+        axes: Triple = (1, 0, 2),
+        temperature: float = POSITION_TEMPERATURE,
+    ) -> None:
         super().__init__()
         self.proj = nn.Conv3d(1, width, kernel_size=patch, stride=patch)
         nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
         nn.init.zeros_(self.proj.bias)  # type: ignore[arg-type]
-        self.positions = Positions(grid, width, axes)
+        self.positions = Positions(grid, width, axes, temperature)
 
     def forward(self, patches: Tensor) -> Tensor:
         """(..., p0·p1·p2) → (..., width), without position."""

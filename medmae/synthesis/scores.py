@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmae.errors import Problem
-from medmae.files import write_atomically, write_text
+from medmae.files import strict, write_atomically, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,7 +159,7 @@ class SynthesisScores:
         files = self.files
         write_text(files["scores"], _csv(self.rows))
         write_text(files["summary"], _csv(self.summary()))
-        write_text(files["json"], json.dumps(_plain({**self.to_json(), "rows": self.rows}), indent=2) + "\n")
+        write_text(files["json"], json.dumps(strict({**self.to_json(), "rows": self.rows}), indent=2) + "\n")
         write_atomically(files["plot"], lambda temporary: plot_scores(self, temporary))
 
 
@@ -185,12 +185,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return stream.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

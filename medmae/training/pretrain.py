@@ -166,7 +166,8 @@ def open_cohort(data: Path, plan: Plan, run: Path, fabric: Fabric, progress: boo
     if not is_cohort(data):
         if fabric.is_global_zero:
             with progress_callback("preparing", progress) as report:
-                problems = prepare(data, plan, run / "cohort", on_progress=report).failed
+                prepared = prepare(data, plan, run / "cohort", on_progress=report)
+            problems = [*prepared.warnings, *prepared.failed]
         fabric.barrier()
         data = run / "cohort"
     cohort = Cohort.open(data)
