@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METRICS = ("psnr", "ssim", "mae")
 LESION_METRICS = tuple(f"lesion_{m}" for m in METRICS)
 GRID = ("grid", "grid_residual")
+HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "MAE, sd", "lesion_mae": "MAE in lesions, sd"}
 PREDICTORS = ("model", "mean", "regression")
 LABELS = {"model": "model", "mean": "mean of training", "regression": "linear regression"}
 UNITS = {
@@ -121,12 +122,13 @@ class SynthesisScores:
     def table(self) -> Table:
         """A rich table: a row a target and combination; each metric as model / mean / regression, a star where the
         model is better than both floors there are."""
+        from rich.box import SIMPLE
         from rich.table import Table
 
-        table = Table(title="model / " + " / ".join(LABELS[p] for p in PREDICTORS[1:]))
+        table = Table(title="model / " + " / ".join(LABELS[p] for p in PREDICTORS[1:]), box=SIMPLE)
         lesions = any(row["lesion_voxels"] is not None for row in self.rows)
-        columns = (*METRICS, *(LESION_METRICS[:1] + LESION_METRICS[2:] if lesions else ()), "grid")
-        for heading in ("target", "from", "n", *(c.replace("_", " ").upper() for c in columns)):
+        columns = (*METRICS, *(LESION_METRICS[-1:] if lesions else ()))
+        for heading in ("target", "from", "n", *(HEADINGS[c] for c in columns)):
             table.add_column(heading, justify="left" if heading in ("target", "from") else "right", no_wrap=True)
         summary = {(e["target"], e["inputs"], e["predictor"]): e for e in self.summary()}
         for target, inputs in self.grouped():
@@ -146,10 +148,14 @@ class SynthesisScores:
             lines.append(f"No floors: {self.floors['missing']}. {self.floors['remedy']}")
         for floor in PREDICTORS[1:]:
             entries = [entry for entry in self.beats() if entry["floor"] == floor]
-            for metric in METRICS if entries else ():
-                won = sum(bool(entry[metric]["better"]) for entry in entries)
-                share = f"{won} of {len(entries)} combinations"
-                lines.append(f"{metric.upper()} better than {LABELS[floor]} in {share} (means over studies)")
+            won = {m: sum(bool(entry[m]["better"]) for entry in entries) for m in METRICS}
+            if entries:
+                counts = ", ".join(f"{metric.upper()} {count}" for metric, count in won.items())
+                lines.append(f"Better than {LABELS[floor]}, of {len(entries)} combinations: {counts}")
+        grids = [row["grid"] for row in self.rows if row["predictor"] == "model" and _usable(row["grid"])]
+        if grids:
+            text = "above 1, blocks of the patches show" if np.median(grids) > 1.2 else "about 1 or less: no blocks"
+            lines.append(f"Energy at the patch grid's frequency, median: {np.median(grids):.2f} ({text})")
         return "\n".join([*lines, *(f"{name}: {path}" for name, path in self.files.items())])
 
     def write(self) -> None:
@@ -168,11 +174,11 @@ def _usable(value: float | None) -> bool:
 
 
 def _cell(metric: str, values: list[float | None]) -> str:
-    digits = 1 if metric.endswith("psnr") else 3 if metric.endswith(("ssim", "mae")) else 2
+    digits = 1 if metric.endswith("psnr") else 3
     text = " / ".join("-" if v is None else f"{v:.{digits}f}" for v in values)
     first, *floors = values
     known = [v for v in floors if v is not None]
-    if metric == "grid" or first is None or not known:
+    if first is None or not known:
         return text
     better = all(first < v if metric.endswith("mae") else first > v for v in known)
     return f"{text} {'*' if better else ' '}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,31 +92,20 @@ def blending_weight(window: Triple) -> Tensor:
     return weight.clamp(min=max(float(weight.min()), FLOOR))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a window lies: ``inside`` slices of the volume, ``within`` the same voxels as slices of the window."""
-
-    inside: tuple[slice, slice, slice]
-    within: tuple[slice, slice, slice]
-
-
-def places(
-    shape: Triple,
-    window: Triple,
-    starts: Sequence[Sequence[int]],
-    shift: Triple = (0, 0, 0),
-    foreground: np.ndarray | None = None,
-) -> Iterator[Place]:
-    """Every window that begins at ``starts`` (one list an axis) + ``shift`` and holds a voxel of ``foreground``."""
-    for start in itertools.product(*starts):
-        low = [s + d for s, d in zip(start, shift, strict=True)]
-        bounds = [(max(0, s), min(n, s + w)) for s, n, w in zip(low, shape, window, strict=True)]
-        if any(a >= b for a, b in bounds):
-            continue
-        inside = tuple(slice(a, b) for a, b in bounds)
-        within = tuple(slice(a - s, b - s) for (a, b), s in zip(bounds, low, strict=True))
-        if foreground is None or foreground[inside].any():
-            yield Place(inside, within)  # type: ignore[arg-type]
+def corners_inside(
+    starts: Sequence[Sequence[int]], shift: Triple, window: Triple, foreground: np.ndarray
+) -> np.ndarray:
+    """(n, 3) first voxels of the windows at ``starts`` (one list an axis) + ``shift`` that hold a voxel of
+    ``foreground``, a bool array that all of them lie within. C order."""
+    axes = [np.asarray(s) + d for s, d in zip(starts, shift, strict=True)]
+    # A summed-area table (Crow 1984) counts the voxels of any box from its eight corners.
+    table = np.pad(foreground.astype(np.int64).cumsum(0).cumsum(1).cumsum(2), ((1, 0), (1, 0), (1, 0)))
+    count = np.zeros([len(a) for a in axes], np.int64)
+    for ends in itertools.product((0, 1), repeat=3):
+        box = np.ix_(*(a + e * w for a, e, w in zip(axes, ends, window, strict=True)))
+        count += (-1) ** (3 - sum(ends)) * table[box]
+    chosen = np.argwhere(count > 0)
+    return np.stack([a[i] for a, i in zip(axes, chosen.T, strict=True)], axis=1)
 
 
 def window_size(model: Synthesiser) -> Triple:
@@ -155,18 +144,25 @@ def predict_volume(
     window, device = window_size(model), torch.device(device)
     reach = [max(abs(offset[axis]) for offset in offsets) for axis in range(3)]
     starts = [window_starts(n, w, overlap, r) for n, w, r in zip(shape, window, reach, strict=True)]
-    stored = {m: torch.from_numpy(np.ascontiguousarray(a)) for m, a in images.items()}
+    # Zeros around the volume, so that every window of every placement lies within.
+    low = [max(0, r - s[0]) for s, r in zip(starts, reach, strict=True)]
+    high = [max(0, s[-1] + r + w - n) for s, r, w, n in zip(starts, reach, window, shape, strict=True)]
+    around = list(zip(low, high, strict=True))
+    starts = [[start + before for start in s] for s, before in zip(starts, low, strict=True)]
+    occupied = np.pad(np.ones(shape, bool) if foreground is None else foreground, around)
+    padded = {m: torch.from_numpy(np.pad(np.asarray(a, np.float32), around)) for m, a in images.items()}
     weight = blending_weight(window)
     batch = batch or max(1, (_CPU_VOXELS if device.type == "cpu" else _CUDA_VOXELS) // math.prod(window))
-    means = {m: torch.zeros(shape) for m in targets}
-    placements, run = torch.zeros(shape), 0
+    means = {m: torch.zeros(occupied.shape) for m in targets}
+    placements, run = torch.zeros(occupied.shape), 0
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for offset in offsets:
-            queue = list(places(shape, window, starts, offset, foreground))
-            total, batch = blend(model, stored, means, queue, weight, batch, device)
+            corners = corners_inside(starts, offset, window, occupied)
+            total, batch = blend(model, padded, means, torch.from_numpy(corners), weight, batch, device)
             placements += total > 0
-            run += len(queue)
-    arrays = {m: (mean / placements.clamp(min=1)).numpy() for m, mean in means.items()}
+            run += len(corners)
+    within = tuple(slice(before, before + n) for before, n in zip(low, shape, strict=True))
+    arrays = {m: (mean / placements.clamp(min=1))[within].numpy() for m, mean in means.items()}
     for m, array in arrays.items():
         if not np.isfinite(array).all():
             raise MedmaeError(
@@ -181,45 +177,39 @@ def blend(
     model: Synthesiser,
     images: Mapping[str, Tensor],
     means: Mapping[str, Tensor],
-    queue: Sequence[Place],
+    corners: Tensor,
     weight: Tensor,
     batch: int,
     device: torch.device,
 ) -> tuple[Tensor, int]:
     """Run one placement of the windows and add its blended prediction to ``means`` {target: (D, H, W)}.
 
-    Each placement is normalised by itself and counts alike at every voxel: a sum over all placements would favour
-    the one whose window happens to be centred there, and the grid would stay. Returns the blending weights' sum and
-    the batch size that fitted into memory.
+    ``corners`` (n, 3): the windows' first voxels in ``images`` {modality: (D, H, W)}. Each placement is normalised
+    by itself and counts alike at every voxel: a sum over all placements would favour the one whose window happens to
+    be centred there, and the grid would stay. Returns the blending weights' sum and the batch that fitted into memory.
     """
     window: Triple = tuple(weight.shape)  # type: ignore[assignment]
-    sums = {m: torch.zeros_like(mean) for m, mean in means.items()}
     total = torch.zeros_like(next(iter(means.values())))
+    sums = {m: torch.zeros_like(mean) for m, mean in means.items()}
+    strides = torch.tensor(total.stride())
+    within = (torch.cartesian_prod(*(torch.arange(w) for w in window)) * strides).sum(1)  # a window's voxels, flat
+    first = (corners * strides).sum(1)
     done = 0
-    while done < len(queue):
-        group = queue[done : done + batch]
-        inputs = {m: cut(array, group, window).to(device) for m, array in images.items()}
+    while done < len(first):
+        index = first[done : done + batch, None] + within
+        shown = {m: array.view(-1)[index].view(-1, 1, *window).to(device) for m, array in images.items()}
         try:
-            predicted = {m: p.float().cpu() for m, p in model.reconstruct(inputs, list(means)).items()}
+            predicted = {m: p.float().cpu() for m, p in model.reconstruct(shown, list(means)).items()}
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
             batch //= 2
             continue
-        for row, place in enumerate(group):
-            part = weight[place.within]
-            total[place.inside] += part
-            for m, sum_ in sums.items():
-                sum_[place.inside] += part * predicted[m][row, 0][place.within]
-        done += len(group)
+        flat = index.flatten()
+        total.view(-1).index_add_(0, flat, weight.flatten().repeat(len(index)))
+        for m, sum_ in sums.items():
+            sum_.view(-1).index_add_(0, flat, (predicted[m][:, 0] * weight).flatten())
+        done += len(index)
     for m, sum_ in sums.items():
         means[m] += sum_ / torch.where(total > 0, total, 1.0)
     return total, batch
-
-
-def cut(array: Tensor, group: Sequence[Place], window: Triple) -> Tensor:
-    """(B, 1, D, H, W) float32: the windows of ``group``, 0 beyond the volume's edge."""
-    out = torch.zeros(len(group), 1, *window)
-    for row, place in enumerate(group):
-        out[row, 0][place.within] = array[place.inside].float()
-    return out
