@@ -68,13 +68,15 @@ def demo(out: str | Path = "medmae-demo", *, seed: int = 0, device: str = "auto"
     say = stderr().print
     say(
         f"""[bold]medmae demo[/bold]: a masked autoencoder learns brain MRI and fills in a modality never acquired.
-  1. make 24 + 6 studies with real anatomy (MNI152) in four contrasts; a third of the 24 lack one   ~1 minute
-  2. pre-train [cyan]{PLAN}[/cyan] on the 24                                                         ~4 minutes
-  3. synthesise FLAIR for the 6 held-out studies as if it were missing, with reports                ~1 minute
-  4. score every combination of inputs beside two floors                                            ~2 minutes
+  1. make 24 + 6 studies with real anatomy (MNI152) in four contrasts, a third of the 24 lacking one: ~1 minute
+  2. pre-train [cyan]{PLAN}[/cyan] on the 24: ~4 minutes
+  3. synthesise FLAIR for the 6 held-out studies as if it were missing, with reports: ~1 minute
+  4. score every combination of inputs beside two floors: ~2 minutes
 Everything goes to [cyan]{out}[/cyan]. Stop at any time and call it again: it goes on. The same with your scans:
-  medmae pretrain SCANS --plan {PLAN} -o RUN;  medmae reconstruct STUDY --checkpoint RUN -o OUT --report
-"""
+  medmae pretrain SCANS --plan {PLAN} -o RUN
+  medmae reconstruct STUDY --checkpoint RUN -o OUT --report
+""",
+        soft_wrap=True,
     )
 
     began = time.monotonic()

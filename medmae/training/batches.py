@@ -21,6 +21,7 @@ from medmae.plan import Plan, Triple
 
 _AHEAD = 3  # batches read while one is trained on
 _READERS = 2
+_PICTURE = 96  # voxels along the edge of a preview, where a crop is smaller
 
 
 @dataclass
@@ -78,6 +79,8 @@ class Crops:
         whole = self._on_device[study.id][modality]
         low = [max(0, c) for c in corner]
         high = [min(n, c + s) for n, c, s in zip(whole.shape, corner, size, strict=True)]
+        if any(a >= b for a, b in zip(low, high, strict=True)):
+            return torch.zeros(size, dtype=whole.dtype, device=whole.device)
         inside = whole[low[0] : high[0], low[1] : high[1], low[2] : high[2]]
         before = [lo - c for lo, c in zip(low, corner, strict=True)]
         after = [c + s - hi for hi, c, s in zip(high, corner, size, strict=True)]
@@ -114,6 +117,17 @@ class Crops:
             counts = start < len(mine)
             chosen = mine[start : start + size] if counts else numbered[:1]
             yield self.batch([(s, self.corner(s, None)) for _, s in chosen], [i for i, _ in chosen]), counts
+
+    def mosaic(self) -> tuple[Batch, tuple[int, int]]:
+        """Crops of the first study side by side in its middle axial slices, and how many along axes 0 and 1: one
+        for crops of 96 voxels and more, of smaller ones as many as make a picture."""
+        study, size = self.studies[0], self.plan.image.crop
+        layout = max(1, _PICTURE // size[0]), max(1, _PICTURE // size[1])
+        whole = np.array([layout[0] * size[0], layout[1] * size[1], size[2]])
+        first = np.floor_divide(np.array(study.shape) - whole, 2)
+        corners = [first + np.array([i * size[0], j * size[1], 0]) for i in range(layout[0]) for j in range(layout[1])]
+        samples = [(study, (int(c[0]), int(c[1]), int(c[2]))) for c in corners]
+        return self.batch(samples, range(len(samples))), layout
 
 
 def prefetch(crops: Crops, starts: Sequence[int], size: int) -> Iterator[Batch]:

@@ -348,16 +348,15 @@ class Loop:
         if self.fabric.world_size > 1:
             return  # sharded weights cannot be run by one process alone; reconstruct shows the same afterwards
         crops = self.validation if self.validation.studies else self.training
-        batch, _ = next(crops.centre_batches(1))
+        batch, layout = crops.mosaic()
         images = to_device(batch.images, self.fabric.device)
         self.model.eval()
         with self.fabric.autocast():
             output = self.network(
                 images, return_prediction=True, present=batch.present, generator=self.generator(_VALIDATION, 0)
             )
-            write_preview(
-                self.run / "previews" / f"step-{self.step:07d}.png", self.network, images, batch.present, output
-            )
+            picture = self.run / "previews" / f"step-{self.step:07d}.png"
+            write_preview(picture, self.network, images, batch.present, output, layout)
         self.model.train()
 
     def save(self, monitor: Monitor) -> None:

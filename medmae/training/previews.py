@@ -14,10 +14,18 @@ from medmae.models.base import MAEOutput, MaskedAutoencoder
 
 
 def write_preview(
-    path: Path, model: MaskedAutoencoder, images: dict[str, Tensor], present: dict[str, Tensor], output: MAEOutput
+    path: Path,
+    model: MaskedAutoencoder,
+    images: dict[str, Tensor],
+    present: dict[str, Tensor],
+    output: MAEOutput,
+    layout: tuple[int, int] = (1, 1),
 ) -> None:
-    """One row a modality of the first study: image, what the model saw, what it filled in, the modality predicted
-    from the others alone. Axial middle slices, the intensity range of the image (or the prediction's own)."""
+    """One row a modality: image, what the model saw, what it filled in, the modality predicted from the others alone.
+
+    Middle slices across the last axis, in the intensity range of the image (or the prediction's own). The batch is
+    ``layout`` crops of one study side by side, C order.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,17 +36,17 @@ def write_preview(
     figure = Figure(figsize=(2.4 * len(titles), 2.5 * len(names)), facecolor="black", layout="compressed")
     axes = figure.subplots(len(names), len(titles), squeeze=False)
     for row, name in enumerate(names):
-        image = images[name][:1] if name in has else None
-        hidden = upsample(output.mask[name][:1], images[name].shape[2:])
-        predicted = output.prediction[name][:1]
+        image = images[name] if name in has else None
+        hidden = upsample(output.mask[name], images[name].shape[2:])
+        predicted = output.prediction[name]
         panels: list[Tensor | None] = [image, None, predicted]
         if image is not None:
             panels[1] = image.masked_fill(hidden, float("nan"))
             panels[2] = torch.where(hidden, predicted, image)
         if len(names) > 1:
-            others = {m: images[m][:1] for m in has if m != name}
+            others = {m: images[m] for m in has if m != name}
             panels.append(model.reconstruct(others, [name])[name] if others else None)
-        scale = slice_of(image if image is not None else predicted)
+        scale = slice_of(image if image is not None else predicted, layout)
         low, high = np.nanpercentile(scale, 1), np.nanpercentile(scale, 99.5)
         for column, panel in enumerate(panels):
             ax = axes[row, column]
@@ -46,7 +54,7 @@ def write_preview(
             ax.set_xticks([])
             ax.set_yticks([])
             if panel is not None:
-                ax.imshow(slice_of(panel), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
+                ax.imshow(slice_of(panel, layout), cmap="gray", vmin=low, vmax=max(high, low + 1e-6), origin="lower")
             else:
                 ax.text(0.5, 0.5, "not acquired", color="white", ha="center", va="center", transform=ax.transAxes)
             if row == 0:
@@ -57,11 +65,14 @@ def write_preview(
 
 
 def upsample(mask: Tensor, size: torch.Size) -> Tensor:
-    """(1, gD, gH, gW) bool → (1, 1, D, H, W) bool."""
+    """(B, gD, gH, gW) bool → (B, 1, D, H, W) bool."""
     return F.interpolate(mask.unsqueeze(1).float(), size=tuple(size), mode="nearest").bool()
 
 
-def slice_of(volume: Tensor) -> np.ndarray:
-    """The middle slice across the last axis of (1, 1, D, H, W), turned for display."""
-    middle: np.ndarray = volume[0, 0, :, :, volume.shape[-1] // 2].float().cpu().numpy().T
-    return middle
+def slice_of(crops: Tensor, layout: tuple[int, int]) -> np.ndarray:
+    """The middle slices across the last axis of (n0·n1, 1, D, H, W), put together (n0·D, n1·H) and turned for
+    display."""
+    middle = crops[:, 0, :, :, crops.shape[-1] // 2].float().cpu()
+    rows = middle.view(*layout, *middle.shape[1:]).permute(0, 2, 1, 3)
+    picture: np.ndarray = rows.reshape(layout[0] * middle.shape[1], -1).numpy().T
+    return picture

@@ -1,0 +1,42 @@
+"""Crops for training: the same from memory as from the store, and side by side for previews."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medmae import Cohort, Plan
+from medmae.training.batches import Crops
+from medmae.training.previews import slice_of
+from tests.training.conftest import PLAN
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (-3, 5, -20), (90, 0, 0), (-16, -16, -16), (-40, -5, 2), (7, 300, 1)])
+def test_a_crop_from_memory_is_the_crop_from_the_store(cohort: Path, start: tuple[int, int, int]) -> None:
+    plan = Plan.load(PLAN)
+    studies = Cohort.open(cohort).studies
+    stored, held = Crops(studies, plan, 0), Crops(studies, plan, 0)
+    held.load_to(torch.device("cpu"))
+    modality = studies[0].modalities[0]
+    assert torch.equal(stored.crop(studies[0], modality, start), held.crop(studies[0], modality, start))
+
+
+def test_a_mosaic_of_crops_is_the_study_itself(cohort: Path) -> None:
+    plan = Plan.load(PLAN, ["image.crop=[16,8,8]"])
+    crops = Crops(Cohort.open(cohort).studies, plan, 0)
+    batch, layout = crops.mosaic()
+    assert layout == (6, 12) and len(set(batch.studies)) == 1
+    study = crops.studies[0]
+    modality = next(m for m in study.modalities if m in plan.modalities)
+    corner = [(n - w) // 2 for n, w in zip(study.shape, (96, 96, 8), strict=True)]
+    expected = study.crop(modality, corner, (96, 96, 8))[:, :, 4].astype(np.float32).T
+    np.testing.assert_array_equal(slice_of(batch.images[modality], layout), expected)
+
+
+def test_large_crops_stand_alone(cohort: Path) -> None:
+    plan = Plan.load(PLAN, ["image.crop=[96,128,96]"])
+    batch, layout = Crops(Cohort.open(cohort).studies, plan, 0).mosaic()
+    assert layout == (1, 1) and len(batch.studies) == 1
