@@ -102,6 +102,7 @@ def training_step(plan: Plan, fabric: Fabric) -> Callable[[], None]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(fabric.device)
     network = create(plan).train()
+    network.save_memory(plan.training.recompute)
     compiled: Any = torch.compile(network) if plan.training.compile else network
     model, optimizer = fabric.setup(compiled, make_optimizer(network, plan.training))
     images = random_images(plan, plan.training.batch_size, fabric.device)

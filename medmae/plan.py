@@ -116,6 +116,7 @@ class Training(Section):
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["32", "bf16"] = "bf16"
     compile: bool = False
+    recompute: bool = False  # parts of forward again in backward: less memory, more time
     cohort_on_device: bool = False  # hold every prepared study in the device's memory
     validation_share: float = Field(0.1, ge=0, lt=1)  # of subjects
     validate_every: int = Field(10, gt=0)  # epochs

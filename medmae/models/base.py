@@ -81,6 +81,9 @@ class MaskedAutoencoder(nn.Module, ABC):
             remedy="Use a method with a decoder per modality, such as bm-mae.",
         )
 
+    def save_memory(self, enabled: bool) -> None:
+        """Compute parts of the forward pass again in backward instead of keeping them: same numbers, more time."""
+
     def checked(self, images: Images | Tensor) -> dict[str, Tensor]:
         """``images`` as a dict in the model's modality order, verified."""
         if isinstance(images, Tensor):

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from medmae.errors import MedmaeError
 from medmae.masking import sample_mask, split_tokens, visible_tokens
 from medmae.models.base import Images, MAEOutput, MaskedAutoencoder
+from medmae.models.losses import squared_error
 from medmae.models.tokens import POSITION_TEMPERATURE, Positions, Tokenizer, patchify, token_grid, unpatchify
-from medmae.models.vit import Block, initialise, take
+from medmae.models.vit import Block, initialise, set_recompute, take
 from medmae.plan import Plan, Section, Triple
 
 
@@ -191,6 +192,10 @@ class BMMAE(MaskedAutoencoder):
             m: unpatchify(p.to(first.dtype), grid, self.config.patch) for m, p in zip(targets, predicted, strict=True)
         }
 
+    def save_memory(self, enabled: bool) -> None:
+        """The MLPs of all blocks: half of what is kept for backward."""
+        set_recompute(self, enabled)
+
     def patches(self, images: Images) -> Tensor:
         """(B, M·N, V) in model order; zeros for the modalities that are not in ``images``."""
         cut = {m: patchify(x, self.config.patch) for m, x in images.items()}
@@ -276,7 +281,7 @@ class BMMAE(MaskedAutoencoder):
     def losses(self, predicted: Tensor, patches: Tensor, asked: Tensor, counted: Tensor) -> Tensor:
         """(M,) mean squared error of each modality over the patches ``counted`` (B, M, N), in fp32."""
         truth = patches if asked.shape[1] == patches.shape[1] else take(patches, asked)
-        error = (predicted.float() - truth.float()).square().mean(-1)  # (B, Q)
+        error = squared_error(predicted.float(), truth.float())  # (B, Q)
         modalities, tokens = counted.shape[1:]
         weight = counted.flatten(1).gather(1, asked)
         share = (asked // tokens).unsqueeze(-1) == torch.arange(modalities, device=asked.device)

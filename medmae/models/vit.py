@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
@@ -81,6 +82,7 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qkv_bias, dropout, attention_dropout)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, mlp_width, dropout)
+        self.recompute = False
 
     def forward(self, x: Tensor, query_index: Tensor | None = None, key_mask: Tensor | None = None) -> Tensor:
         """(B, L, C) → (B, L, C), or (B, Q, C) for the positions ``query_index`` (B, Q): in a last block nobody
@@ -90,7 +92,21 @@ class Block(nn.Module):
             x = x + self.attn(normed, key_mask=key_mask)
         else:
             x = take(x, query_index) + self.attn(normed, queries=take(normed, query_index), key_mask=key_mask)
-        return x + self.mlp(self.norm2(x))
+        if self.recompute and torch.is_grad_enabled():
+            return x + checkpoint(self.expand, x, use_reentrant=False)
+        return x + self.expand(x)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """mlp(norm(x)): half of what a block keeps for the backward pass."""
+        return self.mlp(self.norm2(x))
+
+
+def set_recompute(model: nn.Module, enabled: bool) -> None:
+    """Whether the blocks of ``model`` keep what their MLPs compute for the backward pass, or compute it again
+    (activation checkpointing, Chen et al. 2016): same numbers, less memory."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recompute = enabled
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

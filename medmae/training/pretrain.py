@@ -218,6 +218,7 @@ class Loop:
         self.network: MaskedAutoencoder = create(plan)
         if init is not None:
             load_weights(self.network, find_checkpoint(Path(init)) / "model.safetensors")
+        self.network.save_memory(plan.training.recompute)
         compiled: Any = torch.compile(self.network) if plan.training.compile else self.network
         optimizer = make_optimizer(self.network, plan.training)
         self.model, self.optimizer = fabric.setup(compiled, optimizer)
