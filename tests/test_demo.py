@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import nibabel as nib
@@ -34,7 +35,7 @@ def test_demo_pipeline_runs_every_step(tmp_path: Path) -> None:
 def test_demo_command_says_where_to_look_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Plan.load("bm-mae-tiny", ["training.epochs=1", "training.steps_per_epoch=10", "reconstruction.shifts=1"])
     cohort = medmae.make_demo_cohort
-    monkeypatch.setattr("medmae.demo.PLAN", short)
+    monkeypatch.setattr(import_module("medmae.demo"), "PLAN", short)  # its dotted name gives the function
     monkeypatch.setattr(medmae, "make_demo_cohort", lambda out, **more: cohort(out, studies=3, held_out=1, **more))
     result = medmae.demo(tmp_path / "demo", device="cpu")
     assert result.picture.stat().st_size > 10_000 and result.reports[0].exists()
