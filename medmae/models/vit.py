@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from medmae.models.dropout import dropout
+
 
 class Attention(nn.Module):
     """Multi-head self-attention, optionally for some of the queries only."""
@@ -46,7 +48,7 @@ class Attention(nn.Module):
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         mixed = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return F.dropout(mixed, self.dropout, self.training)
+        return dropout(mixed, self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -59,8 +61,8 @@ class MLP(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.dropout(F.gelu(self.linear1(x)), self.dropout, self.training)
-        return F.dropout(self.linear2(hidden), self.dropout, self.training)
+        hidden = dropout(F.gelu(self.linear1(x)), self.dropout, self.training)
+        return dropout(self.linear2(hidden), self.dropout, self.training)
 
 
 class Block(nn.Module):

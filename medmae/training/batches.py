@@ -21,6 +21,7 @@ from medmae.plan import Plan, Triple
 
 _AHEAD = 3  # batches read while one is trained on
 _READERS = 2
+_VALIDATION_CROPS = 16  # at most, of a study
 _PICTURE = 96  # voxels along the edge of a preview, where a crop is smaller
 
 
@@ -107,16 +108,29 @@ class Crops:
         studies = [self.study_of(n) for n in numbers]
         return self.batch([(s, self.corner(s, n)) for s, n in zip(studies, numbers, strict=True)], numbers)
 
-    def centre_batches(self, size: int, part: int = 0, parts: int = 1) -> Iterator[tuple[Batch, bool]]:
-        """Every ``parts``-th study once, cropped at the centre: validation. All parts give equally many batches,
-        because distributed processes must run the model equally often; False marks one that only fills up."""
-        numbered = list(enumerate(self.studies))
+    def fixed(self) -> list[tuple[PreparedStudy, Triple]]:
+        """The samples of validation, the same ones every time: the centre of every study, or, where training crops
+        at random, about as many crops as would fill it."""
+        samples = []
+        for place, study in enumerate(self.studies):
+            if self.plan.sampling.crop == "center":
+                samples.append((study, self.corner(study, None)))
+                continue
+            fill = np.prod(np.maximum(np.array(study.shape) / np.array(self.plan.image.crop), 1))
+            count = min(round(float(fill)), _VALIDATION_CROPS)
+            samples += [(study, self.corner(study, place * _VALIDATION_CROPS + i)) for i in range(count)]
+        return samples
+
+    def fixed_batches(self, size: int, part: int = 0, parts: int = 1) -> Iterator[tuple[Batch, bool]]:
+        """Every ``parts``-th sample of validation. All parts give equally many batches, because distributed processes
+        must run the model equally often; False marks one that only fills up."""
+        numbered = list(enumerate(self.fixed()))
         mine = numbered[part::parts]
         rounds = -(-len(numbered[::parts]) // size)
         for start in range(0, rounds * size, size):
             counts = start < len(mine)
             chosen = mine[start : start + size] if counts else numbered[:1]
-            yield self.batch([(s, self.corner(s, None)) for _, s in chosen], [i for i, _ in chosen]), counts
+            yield self.batch([sample for _, sample in chosen], [i for i, _ in chosen]), counts
 
     def mosaic(self) -> tuple[Batch, tuple[int, int]]:
         """Crops of the first study side by side in its middle axial slices, and how many along axes 0 and 1: one

@@ -321,11 +321,11 @@ class Loop:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Mean losses over the validation studies, centre crops, the same masks every time."""
+        """Mean losses over the validation studies, the same crops and masks every time."""
         self.model.eval()
         names = self.plan.modalities
         total, count = torch.zeros(len(names)), torch.zeros(len(names))
-        batches = self.validation.centre_batches(
+        batches = self.validation.fixed_batches(
             self.plan.training.batch_size, self.fabric.global_rank, self.fabric.world_size
         )
         for batch, counts in batches:

@@ -9,9 +9,11 @@ every source with FLAIR has a subject on both sides, and no subject is on both.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import medmae
+from medmae.synthesis.scores import METRICS, PREDICTORS
 
 HELD_OUT = ("oms-cs26", "oms-lg12", "brats13-0004")
 
@@ -25,6 +27,21 @@ def links(scans: Path, out: Path) -> tuple[Path, Path]:
         if not target.exists():
             target.symlink_to(session.resolve(), target_is_directory=True)
     return out / "train", out / "held_out"
+
+
+def markdown(scores: Path) -> str:
+    """The table of a ``scores.json``, for the documentation."""
+    rows = json.loads(scores.read_text(encoding="utf-8"))["summary"]
+    lines = ["| from | studies | PSNR, dB | SSIM | MAE, sd |", "|---|---|---|---|---|"]
+    for inputs in dict.fromkeys(row["inputs"] for row in rows):
+        found = {row["predictor"]: row for row in rows if row["inputs"] == inputs}
+        cells = []
+        for metric in METRICS:
+            values = [found[p][metric] if p in found else None for p in PREDICTORS]
+            digits = 1 if metric == "psnr" else 3
+            cells.append(" / ".join("-" if v is None else f"{v:.{digits}f}" for v in values))
+        lines.append(f"| {inputs.replace('+', ' ')} | {found['model']['studies']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -41,6 +58,7 @@ def main() -> None:
     run = medmae.pretrain(train, plan, options.out / "run", init=options.init, resume=True).run
     medmae.reconstruct(sorted(held_out.iterdir()), run, options.out / "synthesis", targets=["flair"], report=True)
     print(medmae.evaluate_synthesis(held_out, run, options.out / "scores", targets=["flair"]))
+    print(markdown(options.out / "scores" / "scores.json"))
 
 
 if __name__ == "__main__":

@@ -40,3 +40,17 @@ def test_large_crops_stand_alone(cohort: Path) -> None:
     plan = Plan.load(PLAN, ["image.crop=[96,128,96]"])
     batch, layout = Crops(Cohort.open(cohort).studies, plan, 0).mosaic()
     assert layout == (1, 1) and len(batch.studies) == 1
+
+
+def test_validation_samples_are_the_same_every_time_and_shared_out_evenly(cohort: Path) -> None:
+    studies = Cohort.open(cohort).studies
+    centre = Crops(studies, Plan.load(PLAN), 0)
+    assert [s.id for s, _ in centre.fixed()] == [s.id for s in studies]
+    plan = Plan.load(PLAN, ["image.crop=[16,16,16]", "sampling.crop=random"])
+    samples = Crops(studies, plan, 0).fixed()
+    assert samples == Crops(studies, plan, 0).fixed() and len(samples) > len(studies)
+    assert all(0 <= c <= n - 16 for s, corner in samples for c, n in zip(corner, s.shape, strict=True))
+    parts = [list(Crops(studies, plan, 0).fixed_batches(3, part, 2)) for part in range(2)]
+    assert len(parts[0]) == len(parts[1])
+    counted = sorted(n for part in parts for batch, counts in part if counts for n in batch.numbers)
+    assert counted == list(range(len(samples)))
