@@ -44,7 +44,7 @@ def test_large_crops_stand_alone(cohort: Path) -> None:
 
 def test_validation_samples_are_the_same_every_time_and_shared_out_evenly(cohort: Path) -> None:
     studies = Cohort.open(cohort).studies
-    centre = Crops(studies, Plan.load(PLAN), 0)
+    centre = Crops(studies, Plan.load(PLAN, ["sampling.crop=center"]), 0)
     assert [s.id for s, _ in centre.fixed()] == [s.id for s in studies]
     plan = Plan.load(PLAN, ["image.crop=[16,16,16]", "sampling.crop=random"])
     samples = Crops(studies, plan, 0).fixed()
