@@ -15,7 +15,7 @@ class _SquaredError(torch.autograd.Function):
     def forward(ctx: Any, predicted: Tensor, truth: Tensor) -> Tensor:
         difference = predicted - truth
         ctx.save_for_backward(difference)
-        return torch.einsum("...v,...v->...", difference, difference) / difference.shape[-1]
+        return torch.linalg.vector_norm(difference, dim=-1).square_().div_(difference.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
