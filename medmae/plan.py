@@ -72,26 +72,51 @@ class Masking(Section):
     ``ratio`` counts tokens of all modalities together. ``modality_dropout`` is the chance that a study loses a
     random non-empty, non-complete set of its modalities before tokens are drawn. No study shows more than
     ``max_visible_share`` of what it has, so that a study with one modality still has something to predict.
+
+    ``dirichlet`` and ``uniform`` share K visible tokens out among the modalities; ``shared`` hides the same places in
+    all of them. ``block``: tokens are hidden in cubes of that many tokens along an edge. ``ratio_to`` (``shared``
+    only): every sample draws its own ratio between ``ratio`` and this. ``decode_share`` of the hidden tokens is decoded
+    and scored (dual masking, VideoMAE V2, Wang et al. 2023; transformers only).
     """
 
-    sampler: Literal["dirichlet", "uniform"] = "dirichlet"
+    sampler: Literal["dirichlet", "uniform", "shared"] = "dirichlet"
     ratio: float = Field(0.75, gt=0, lt=1)
+    ratio_to: float | None = Field(None, gt=0, lt=1)
     alpha: float = Field(1.0, gt=0)  # Dirichlet concentration
+    block: int = Field(1, gt=0)  # tokens along the edge of what is hidden or seen together
     modality_dropout: float = Field(0.0, ge=0, le=1)
     max_visible_share: float = Field(0.5, gt=0, lt=1)
+    decode_share: float = Field(1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _ratios_are_in_order(self) -> Masking:
+        if self.ratio_to is not None and (self.sampler != "shared" or self.ratio_to <= self.ratio):
+            raise ValueError("ratio_to goes with the sampler shared and is larger than ratio")
+        return self
 
 
 class Sampling(Section):
-    """Where a training crop is taken: the centre, or anywhere (random, uniform over valid corners)."""
+    """Where a training crop is taken: the centre, anywhere (``random``, uniform over valid corners), or, with
+    ``foreground_share`` chance, so that its middle is foreground (``foreground``; anywhere otherwise). A study gives
+    ``crops_per_volume`` crops each time it comes up."""
 
-    crop: Literal["center", "random"] = "center"
+    crop: Literal["center", "random", "foreground"] = "center"
+    foreground_share: float = Field(0.75, ge=0, le=1)
+    crops_per_volume: int = Field(1, gt=0)
 
 
 class Augmentation(Section):
     """Applied on the device. ``flip``: chance per axis; ``scale``/``shift``: x·(1+U(-s,s)) + U(-h,h) on the
-    normalised intensities, each with its own chance (background zeros stay zero)."""
+    normalised intensities, each with its own chance (background zeros stay zero). ``rotate90_chance``: one to three
+    quarter turns about a random axis of those whose plane is square. ``rotation`` degrees about each axis and ``zoom``
+    (smallest and largest factor), each with its own chance, in one trilinear resampling."""
 
     flip: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rotate90_chance: float = Field(0.0, ge=0, le=1)
+    rotation: float = Field(0.0, ge=0, le=180)
+    rotation_chance: float = Field(0.0, ge=0, le=1)
+    zoom: tuple[float, float] = (1.0, 1.0)
+    zoom_chance: float = Field(0.0, ge=0, le=1)
     scale: float = Field(0.1, ge=0, lt=1)
     scale_chance: float = Field(1.0, ge=0, le=1)
     shift: float = Field(0.1, ge=0)
@@ -111,7 +136,7 @@ class Training(Section):
     cosine_epochs: float | None = None  # period of the cosine in min-warmup-cosine; null: epochs
     epochs: int = Field(1000, gt=0)
     steps_per_epoch: int | None = Field(None, gt=0)
-    batch_size: int = Field(6, gt=0)  # studies per process
+    batch_size: int = Field(6, gt=0)  # crops per process
     accumulate: int = Field(1, gt=0)
     clip_norm: float | None = Field(None, gt=0)
     precision: Literal["32", "bf16"] = "bf16"

@@ -6,7 +6,15 @@ import pytest
 import torch
 from scipy import stats
 
-from medmae.masking import dirichlet_counts, drop_modalities, rank, sample_mask, split_tokens, visible_tokens
+from medmae.masking import (
+    choose_decoded,
+    dirichlet_counts,
+    drop_modalities,
+    rank,
+    sample_mask,
+    split_tokens,
+    visible_tokens,
+)
 from medmae.plan import Masking
 
 N = 64
@@ -105,3 +113,46 @@ def test_split_is_ascending_and_marks_what_is_lacking() -> None:
 
 def test_rank_orders() -> None:
     assert rank(torch.tensor([[0.3, 0.1, 0.2]])).tolist() == [[2, 0, 1]]
+
+
+def shared(**fields: object) -> Masking:
+    return Masking(sampler="shared", **fields)  # type: ignore[arg-type]
+
+
+def test_shared_places_are_the_same_in_every_modality_and_exactly_so_many() -> None:
+    present = everyone(4)
+    present[1, 2] = False
+    hidden = sample_mask(shared(ratio=0.75), present, N, generator())
+    assert hidden[1, 2].all()
+    there = hidden[[0, 2, 3]]
+    assert torch.equal(there, there[:, :1].expand_as(there))
+    assert (there.sum(-1) == int(0.75 * N)).all()
+    assert visible_tokens(shared(ratio=0.75), 4, N) == 4 * (N - int(0.75 * N))
+
+
+def test_a_range_of_ratios_gives_every_study_its_own() -> None:
+    hidden = sample_mask(shared(ratio=0.6, ratio_to=0.9), everyone(3000, 1), 1000, generator())
+    share = hidden[:, 0].sum(-1) / 1000
+    assert share.min() >= 0.6 and share.max() <= 0.9
+    assert stats.kstest(share.numpy(), stats.uniform(0.6, 0.3).cdf).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "dirichlet", "shared"])
+def test_blocks_are_hidden_together_on_a_grid_that_is_not_cubic(sampler: str) -> None:
+    """Cubes of 2 tokens: all but the one cut by an exact count are hidden or seen as a whole, wherever they lie."""
+    grid = (4, 6, 8)
+    masking = Masking(sampler=sampler, block=2, ratio=0.5)  # type: ignore[arg-type]
+    hidden = sample_mask(masking, everyone(20, 2), 192, generator(), grid).view(20, 2, 2, 2, 3, 2, 4, 2)
+    in_cube = hidden.sum((3, 5, 7)).flatten(2)  # 0 to 8
+    split = ((in_cube > 0) & (in_cube < 8)).sum(-1)
+    assert (split.sum(1) <= 2).all() and (in_cube == 8).any() and (in_cube == 0).any()
+    assert len({tuple(row.tolist()) for row in in_cube[:, 0]}) > 15  # drawn anew for each study
+
+
+def test_decoding_a_share_takes_different_hidden_tokens_every_time() -> None:
+    unseen = torch.arange(100).expand(500, -1)
+    chosen = choose_decoded(unseen, 0.25, generator())
+    assert chosen.shape == (500, 25) and (chosen.diff(dim=1) > 0).all()
+    counts = torch.bincount(chosen.flatten(), minlength=100).double()
+    assert stats.chi2.sf(float(((counts - 125) ** 2 / 125).sum()), 99) > 1e-4
+    assert torch.equal(choose_decoded(unseen, 1.0, None), unseen)

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medmae.errors import MedmaeError
-from medmae.masking import sample_mask, split_tokens, visible_tokens
+from medmae.masking import choose_decoded, sample_mask, split_tokens, visible_tokens
 from medmae.models.base import Images, MAEOutput, MaskedAutoencoder
 from medmae.models.losses import squared_error
 from medmae.models.tokens import POSITION_TEMPERATURE, Positions, Tokenizer, patchify, token_grid, unpatchify
@@ -79,9 +79,12 @@ class Decoder(nn.Module):
         for token in (self.mask_token, *self.modality_embeddings.values()):
             nn.init.normal_(token, std=0.02)
 
-    def forward(self, latent: Tensor, seen: Tensor, valid: Tensor | None, asked: Tensor, grid: Triple) -> Tensor:
+    def forward(
+        self, latent: Tensor, seen: Tensor, valid: Tensor | None, asked: Tensor, grid: Triple, alone: bool = False
+    ) -> Tensor:
         """``latent`` (B, 1 + K, C) encoder tokens, ``seen`` (B, K) their places, ``asked`` (B, Q) the places to
-        predict: (B, Q, voxels of a patch). Places count through the modalities in model order."""
+        predict: (B, Q, voxels of a patch). Places count through the modalities in model order. ``alone``: only what
+        is asked for takes part beside what is seen (none of it seen)."""
         embedded = self.embed(latent)
         cls, visible = embedded[:, :1], embedded[:, 1:]
         mask_token = self.mask_token.to(visible.dtype)
@@ -89,13 +92,19 @@ class Decoder(nn.Module):
             visible = torch.where(valid.unsqueeze(-1), visible, mask_token)
         where_each = self.positions(grid)
         offsets = torch.cat([where_each + self.modality_embeddings[m] for m in self.modalities], dim=1)
-        full = mask_token.expand(latent.shape[0], offsets.shape[1], -1)
-        full = full.scatter(1, seen.unsqueeze(-1).expand_as(visible), visible) + offsets
+        if alone:
+            rows = offsets.expand(latent.shape[0], -1, -1)
+            full = torch.cat([visible + take(rows, seen), mask_token + take(rows, asked)], dim=1)
+            wanted = (seen.shape[1] + 1 + torch.arange(asked.shape[1], device=asked.device)).expand_as(asked)
+        else:
+            full = mask_token.expand(latent.shape[0], offsets.shape[1], -1)
+            full = full.scatter(1, seen.unsqueeze(-1).expand_as(visible), visible) + offsets
+            wanted = asked + 1
         x = torch.cat([cls.to(full.dtype), full], dim=1)
         *blocks, last = self.blocks
         for block in blocks:
             x = block(x)
-        return self.head(self.norm(last(x, query_index=asked + 1)))
+        return self.head(self.norm(last(x, query_index=wanted)))
 
 
 class BMMAE(MaskedAutoencoder):
@@ -137,15 +146,19 @@ class BMMAE(MaskedAutoencoder):
         patches = self.patches(images)  # (B, M·N, V)
         exists = has.to(first.device, non_blocking=True)
         if mask is None:
-            hidden, visible, ragged = self.draw(has, exists, patches.shape[1], generator)
+            hidden, visible, ragged = self.draw(has, exists, grid, generator)
         else:
             hidden, visible, ragged = self.given(mask, exists, grid)
         flat = hidden.flatten(1)
         seen, valid, unseen = split_tokens(flat, visible)
         latent = self.encode_tokens(patches, seen, valid if ragged else None, grid)
         everything = torch.arange(flat.shape[1], device=first.device).expand(batch, -1)
-        asked = everything if return_prediction or ragged else unseen
-        predicted = self.decoder(latent, seen, valid if ragged else None, asked, grid)
+        share = self.plan.masking.decode_share if self.training and mask is None and not return_prediction else 1.0
+        if share < 1.0:
+            asked = choose_decoded(unseen, share, generator)
+        else:
+            asked = everything if return_prediction or ragged else unseen
+        predicted = self.decoder(latent, seen, valid if ragged else None, asked, grid, alone=share < 1.0)
         counted = hidden & exists.unsqueeze(-1)  # (B, M, N): the hidden patches that have a truth
         losses = self.losses(predicted, patches, asked, counted)
         return MAEOutput(
@@ -203,20 +216,20 @@ class BMMAE(MaskedAutoencoder):
         return torch.cat([cut.get(m, blank) for m in self.modalities], dim=1)
 
     def draw(
-        self, has: Tensor, exists: Tensor, places: int, generator: torch.Generator | None
+        self, has: Tensor, exists: Tensor, grid: Triple, generator: torch.Generator | None
     ) -> tuple[Tensor, int, bool]:
         """A random mask, K, and whether some study may show fewer than K (known without a sync where possible)."""
         masking, modalities = self.plan.masking, len(self.modalities)
-        tokens = places // modalities
+        tokens = grid[0] * grid[1] * grid[2]
         visible = visible_tokens(masking, modalities, tokens)
-        if has.device.type == "cpu":
-            fewest = int(has.sum(1).min())
+        fewest = int(has.sum(1).min()) if has.device.type == "cpu" else 1
+        if masking.sampler == "shared":
+            ragged = fewest < modalities or masking.modality_dropout > 0 or masking.ratio_to is not None
         else:
-            fewest = 1
-        ragged = int(fewest * tokens * masking.max_visible_share) < visible or (
-            masking.modality_dropout > 0 and visible > tokens
-        )
-        return sample_mask(masking, exists, tokens, generator), visible, ragged
+            ragged = int(fewest * tokens * masking.max_visible_share) < visible or (
+                masking.modality_dropout > 0 and visible > tokens
+            )
+        return sample_mask(masking, exists, tokens, generator, grid), visible, ragged
 
     def given(
         self, mask: Mapping[str, Tensor], exists: Tensor, grid: Triple, default: bool = True

@@ -21,6 +21,7 @@ from medmae.plan import Plan, Triple
 
 _AHEAD = 3  # batches read while one is trained on
 _READERS = 2
+_CELL = 8  # voxels along the edge of a cell of the map of foreground
 _VALIDATION_CROPS = 16  # at most, of a study
 _PICTURE = 96  # voxels along the edge of a preview, where a crop is smaller
 
@@ -47,10 +48,11 @@ class Crops:
     def __init__(self, studies: Sequence[PreparedStudy], plan: Plan, seed: int) -> None:
         self.studies, self.plan, self.seed = list(studies), plan, seed
         self._on_device: dict[str, dict[str, Tensor]] = {}
+        self._cells: dict[str, np.ndarray] = {}  # of foreground
 
     def study_of(self, number: int) -> PreparedStudy:
-        """Every study once an epoch, in an order drawn anew for each."""
-        epoch, place = divmod(number, len(self.studies))
+        """Every study once an epoch, in an order drawn anew for each, ``crops_per_volume`` samples at a time."""
+        epoch, place = divmod(number // self.plan.sampling.crops_per_volume, len(self.studies))
         order = np.random.default_rng([self.seed, 0, epoch]).permutation(len(self.studies))
         return self.studies[order[place]]
 
@@ -63,7 +65,30 @@ class Crops:
         else:
             rng = sample_rng(self.seed, 1, number)
             corner = rng.integers(np.minimum(slack, 0), np.maximum(slack, 0), endpoint=True)
+            if self.plan.sampling.crop == "foreground" and rng.random() < self.plan.sampling.foreground_share:
+                cells = self.foreground(study)
+                if len(cells):
+                    middle = cells[rng.integers(len(cells))] * _CELL + rng.integers(_CELL, size=3)
+                    around = middle - np.array(self.plan.image.crop) // 2
+                    corner = np.clip(around, np.minimum(slack, 0), np.maximum(slack, 0))
         return int(corner[0]), int(corner[1]), int(corner[2])
+
+    def foreground(self, study: PreparedStudy) -> np.ndarray:
+        """(n, 3) the cells of 8³ voxels of ``study`` that hold foreground in a modality of the plan: voxels that are
+        not 0 where zero is background, else not the smallest value. From one look at the whole volume."""
+        if study.id not in self._cells:
+            found: np.ndarray | None = None
+            for m in study.modalities:
+                if m not in self.plan.modalities:
+                    continue
+                whole = study.array(m)
+                masked = self.plan.image.intensity.scheme == "zscore-nonzero"
+                above = whole != 0 if masked else whole > whole.min()
+                for axis in range(3):
+                    above = np.logical_or.reduceat(above, np.arange(0, above.shape[axis], _CELL), axis=axis)
+                found = above if found is None else found | above
+            self._cells[study.id] = np.argwhere(np.zeros((0, 0, 0), bool) if found is None else found)
+        return self._cells[study.id]
 
     def load_to(self, device: torch.device) -> None:
         """Keep every study in the memory of ``device`` from now on."""
