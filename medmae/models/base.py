@@ -132,3 +132,21 @@ class MaskedAutoencoder(nn.Module, ABC):
                 columns.append(present[name].to(dtype=torch.bool))
         device = next((c.device for c in columns if c.device.type != "cpu"), torch.device("cpu"))
         return torch.stack([c.to(device) for c in columns], dim=1)
+
+
+def own_names(model: nn.Module) -> dict[str, str]:
+    """{name in the state dict: the first name of the same tensor}: networks of dynamic-network-architectures hold each
+    convolution under two names and the encoder again in the decoder."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
+
+
+def without_repeats(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` with each tensor of ``model`` once, under its first name; unknown names stay."""
+    names = own_names(model)
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        own = names.get(name, name)
+        if own not in found or name == own:
+            found[own] = tensor
+    return found

@@ -103,11 +103,60 @@ class Block(nn.Module):
         return self.mlp(self.norm2(x))
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention of one sequence to another."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """``x`` (B, Q, C) asks ``memory`` (B, L, C): (B, Q, C)."""
+        b, queries, width = x.shape
+        q = self.q(x).view(b, queries, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(memory).view(b, memory.shape[1], 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, queries, width))
+
+
+class CrossBlock(nn.Module):
+    """x + attention(norm(x)), then x + cross-attention(norm(x), memory), then x + mlp(norm(x)); the memory is taken as
+    it is."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.norm0 = nn.LayerNorm(width, eps=eps)
+        self.self_attn = Attention(width, heads, qkv_bias=True, dropout=0.0, attention_dropout=0.0)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, mlp_width, dropout=0.0)
+        self.recompute = False
+
+    def forward(self, x: Tensor, memory: Tensor, query_index: Tensor | None = None) -> Tensor:
+        """(B, L, C), ``memory`` (B, S, C) → (B, L, C), or (B, Q, C) for the positions ``query_index`` (B, Q)."""
+        normed = self.norm0(x)
+        if query_index is None:
+            x = x + self.self_attn(normed)
+        else:
+            x = take(x, query_index) + self.self_attn(normed, queries=take(normed, query_index))
+        x = x + self.cross_attn(self.norm1(x), memory)
+        if self.recompute and torch.is_grad_enabled():
+            return x + checkpoint(self.expand, x, use_reentrant=False)
+        return x + self.expand(x)
+
+    def expand(self, x: Tensor) -> Tensor:
+        """mlp(norm(x))."""
+        return self.mlp(self.norm2(x))
+
+
 def set_recompute(model: nn.Module, enabled: bool) -> None:
     """Whether the blocks of ``model`` keep what their MLPs compute for the backward pass, or compute it again
     (activation checkpointing, Chen et al. 2016): same numbers, less memory."""
     for module in model.modules():
-        if isinstance(module, Block):
+        if isinstance(module, Block | CrossBlock):
             module.recompute = enabled
 
 

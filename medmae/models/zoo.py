@@ -15,7 +15,16 @@ from medmae.models.base import MaskedAutoencoder
 from medmae.plan import Plan, Section, validate
 
 AnyConfig = TypeVar("AnyConfig", bound=Section)
-_SHARED = {"base", "dropout", "losses", "tokens", "vit", "zoo"}  # modules of this folder that are no method
+_SHARED = {
+    "base",
+    "cnn",
+    "dropout",
+    "losses",
+    "sparse",
+    "tokens",
+    "vit",
+    "zoo",
+}  # modules of this folder that are no method
 
 
 def methods() -> list[str]:
