@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from medmae.errors import CheckpointError
 from medmae.files import replace_folder
-from medmae.models.base import MaskedAutoencoder
+from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import create
 from medmae.plan import Plan
 
@@ -28,9 +29,10 @@ WEIGHTS, METADATA, STATE = "model.safetensors", "metadata.json", "training_state
 
 
 def save_checkpoint(
-    run: Path, weights: dict[str, Tensor], metadata: dict[str, Any], state: dict[str, Any] | None
+    run: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any], state: dict[str, Any] | None
 ) -> Path:
-    """Write ``run/checkpoint``; the one before becomes ``run/checkpoint-previous``."""
+    """Write ``run/checkpoint``; the one before becomes ``run/checkpoint-previous``. ``weights`` name each tensor once
+    (:func:`medmae.models.base.without_repeats`)."""
 
     def fill(folder: Path) -> None:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
@@ -94,12 +96,12 @@ def load_weights(model: MaskedAutoencoder, file: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError("not a readable safetensors file", where=file, found=error) from None
     compare(model, weights, file)
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)  # a tensor with two names is there once
 
 
 def compare(model: MaskedAutoencoder, weights: dict[str, Tensor], where: Path) -> None:
-    """Raise :class:`CheckpointError` listing what differs between a model's tensors and a file's."""
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    """Raise :class:`CheckpointError` listing what differs between a model's tensors and a file's (each named once)."""
+    expected = {name: tuple(t.shape) for name, t in without_repeats(model, model.state_dict()).items()}
     found = {name: tuple(t.shape) for name, t in weights.items()}
     if expected == found:
         return

@@ -33,7 +33,7 @@ import medmae
 from medmae.cohort.store import Cohort, PreparedStudy, is_cohort, prepare, split_subjects
 from medmae.errors import CheckpointError, InputError, MedmaeError, Problem
 from medmae.files import explained, write_text
-from medmae.models.base import MaskedAutoencoder
+from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import check_plan, create
 from medmae.plan import Plan
 from medmae.progress import progress_callback
@@ -372,7 +372,7 @@ class Loop:
                 "seed": self.seed,
                 "fingerprint": self.cohort.fingerprint,
             }
-            save_checkpoint(self.run, weights, self.metadata(monitor), state)
+            save_checkpoint(self.run, without_repeats(self.network, weights), self.metadata(monitor), state)
         self.fabric.barrier()
 
     def metadata(self, monitor: Monitor) -> dict[str, Any]:
