@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from medmae.synthesis.reconstruct import reconstruct as reconstruct
     from medmae.synthesis.reconstruct import reconstruct_volumes as reconstruct_volumes
     from medmae.training.pretrain import pretrain as pretrain
+    from medmae.weights.exporting import export as export
     from medmae.weights.importing import import_weights as import_weights
     from medmae.weights.importing import load as load
 
@@ -66,6 +67,7 @@ _HOME = {
     "create": "medmae.models.zoo",
     "demo": "medmae.demo",
     "evaluate_synthesis": "medmae.synthesis.evaluate",
+    "export": "medmae.weights.exporting",
     "find_studies": "medmae.cohort.layouts",
     "import_weights": "medmae.weights.importing",
     "inspect": "medmae.cohort.integrity",

@@ -267,6 +267,24 @@ def import_weights(
     return Outcome(result.to_json(), str(result).splitlines())
 
 
+@app.command(epilog="Example: medmae export RUN --to nnunet -o resenc.pth")
+@command
+def export(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run, a checkpoint folder or a published file.", show_default=False)
+    ],
+    to: Annotated[Literal["nnunet", "bm-mae"], typer.Option(help="The format.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)],
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="nnunet: fit the first layer to so many input channels.", show_default=False),
+    ] = None,
+) -> Outcome:
+    """Write a model in a format that other programs read."""
+    result = medmae.export(model, out, to=to, channels=channels)
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
 @app.command(epilog="Example: medmae benchmark --plan bm-mae-base --device cuda")
 @command
 def benchmark(plan: PlanName, device: Device = "auto", overrides: Overrides = None) -> Outcome:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def recognises(keys: Iterable[str]) -> bool:
     return any(key.startswith("tokenizers.") and "patch_embedding" in key for key in keys)
 
 
-def convert(state: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor], list[str]]:
+def convert(state: dict[str, Tensor], facts: dict[str, Any], file: Path) -> tuple[Plan, dict[str, Tensor], list[str]]:
     """The plan, our names for the tensors, and the keys that the method does not use.
 
     The modalities are the file's own (``t1ce`` becomes ``t1c``), in its order; everything else is the published
@@ -57,3 +59,28 @@ def convert(state: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor], list[str
         name = _MODALITY.sub(lambda m: f"{m.group(1)}.{canonical_modality(m.group(2)) or m.group(2)}", name)
         renamed[name] = tensor
     return plan, renamed, unused
+
+
+_OF_MODALITIES = {"t1c": "t1ce"}  # the published file's own name
+_BACK = (
+    (re.compile(r"^tokenizers\.([^.]+)\.proj\."), r"tokenizers.\1.patch_embedding.patch_embeddings."),
+    (re.compile(r"^tokenizers\.([^.]+)\.positions\.table$"), r"tokenizers.\1.patch_embedding.position_embeddings"),
+    (re.compile(r"^decoder\.mask_token$"), "decoder.mask_tokens"),
+    (re.compile(r"^decoder\.positions\.table$"), "decoder.position_embeddings"),
+    (re.compile(r"^decoder\.embed\."), "decoder.decoder_embed."),
+    (re.compile(r"^decoder\.norm\."), "decoder.decoder_norm."),
+    (re.compile(r"^decoder\.head\."), "decoder.decoder_pred."),
+    (re.compile(r"^decoder\.blocks\."), "decoder.decoder_blocks."),
+)
+
+
+def restore(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published names for our tensors: the inverse of :func:`convert`'s renaming."""
+    renamed = {}
+    for name, tensor in state.items():
+        key = name
+        for pattern, replacement in _BACK:
+            key = pattern.sub(replacement, key)
+        key = _MODALITY.sub(lambda m: f"{m.group(1)}.{_OF_MODALITIES.get(m.group(2), m.group(2))}", key)
+        renamed[key] = tensor
+    return renamed

@@ -21,7 +21,10 @@ _RENAMED = (
     (re.compile(r"^decoder_pos_embed$"), "decoder.positions.table"),
     (re.compile(r"^mask_token$"), "decoder.mask_token"),
     (re.compile(r"^encoder_to_decoder\.3\."), "decoder.embed.3."),
-    (re.compile(r"^encoder_to_decoder\.2\."), "decoder.embed.0."),  # theirs go shallow to deep, ours as the decoder asks
+    (
+        re.compile(r"^encoder_to_decoder\.2\."),
+        "decoder.embed.0.",
+    ),  # theirs go shallow to deep, ours as the decoder asks
     (re.compile(r"^encoder_to_decoder\.1\."), "decoder.embed.1."),
     (re.compile(r"^encoder_to_decoder\.0\."), "decoder.embed.2."),
     (re.compile(r"^encoder\.patch_embed\.proj\."), "tokenizer.proj."),

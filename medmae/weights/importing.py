@@ -15,12 +15,12 @@ from torch import Tensor
 import medmae
 from medmae.errors import CheckpointError
 from medmae.files import explained, write_text
-from medmae.models.base import MaskedAutoencoder
+from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import create
 from medmae.training.checkpoint import compare, file_hash, read_checkpoint, save_checkpoint
-from medmae.weights import bm_mae
+from medmae.weights import bm_mae, hi_end_mae, nnssl
 
-FAMILIES: tuple[ModuleType, ...] = (bm_mae,)
+FAMILIES: tuple[ModuleType, ...] = (bm_mae, hi_end_mae, nnssl)
 
 
 @dataclass
@@ -77,14 +77,14 @@ def import_weights(file: str | Path, out: str | Path, *, allow_partial: bool = F
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     write_text(out / "plan.json", model.plan.to_json())
-    save_checkpoint(out, model.state_dict(), model.metadata, state=None)
+    save_checkpoint(out, without_repeats(model, model.state_dict()), model.metadata, state=None)
     report.model = out
     return report
 
 
 def read_published(file: Path, allow_partial: bool) -> tuple[MaskedAutoencoder, ImportReport]:
     """The model of a published file, and what was matched."""
-    state = read_tensors(file)
+    state, facts = read_tensors(file)
     family = next((f for f in FAMILIES if f.recognises(state)), None)
     if family is None:
         raise CheckpointError(
@@ -93,9 +93,10 @@ def read_published(file: Path, allow_partial: bool) -> tuple[MaskedAutoencoder, 
             found=f"{len(state)} tensors, for example {', '.join(list(state)[:3])}",
             expected=f"the keys of {', '.join(f.NAME for f in FAMILIES)}",
         )
-    plan, weights, unused = family.convert(state)
+    plan, weights, unused = family.convert(state, facts, file)
     model = create(plan)
-    own = model.state_dict()
+    own = without_repeats(model, model.state_dict())
+    weights = without_repeats(model, weights)
     weights = {
         n: t.reshape(own[n].shape) if n in own and t.numel() == own[n].numel() == max(t.shape) else t
         for n, t in weights.items()
@@ -130,8 +131,9 @@ def describe(model: MaskedAutoencoder, family: ModuleType, file: Path) -> dict[s
     }
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The flat state dict of a ``.pth``/``.pt`` or ``.safetensors`` file; wrappers and ``module.`` are taken off."""
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The flat state dict of a ``.pth``/``.pt`` or ``.safetensors`` file, and the plain facts beside it; wrappers and
+    ``module.`` are taken off. Groups of weights (``network_weights``, ``spark_weights``) keep their names in front."""
     if not file.is_file():
         raise CheckpointError("no such file", where=file)
     try:
@@ -156,14 +158,30 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def flat_tensors(
-    found: Any, file: Path, wrappers: Sequence[str] = ("state_dict", "model", "model_state_dict")
-) -> dict[str, Tensor]:
+    found: Any,
+    file: Path,
+    wrappers: Sequence[str] = ("state_dict", "model", "model_state_dict"),
+    groups: Sequence[str] = ("network_weights", "spark_weights"),
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """See :func:`read_tensors`."""
+    if isinstance(found, dict) and isinstance(found.get(groups[0]), dict):
+        tensors = {
+            f"{group}.{name}": tensor
+            for group in groups
+            for name, tensor in without_module(found.get(group) or {}).items()
+        }
+        return tensors, {str(k): v for k, v in found.items() if k not in groups}
     for name in wrappers:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
     if not isinstance(found, dict) or not any(isinstance(v, Tensor) for v in found.values()):
         raise CheckpointError("no state dict in this file", where=file, found=type(found).__name__)
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    return without_module(found), {}
+
+
+def without_module(state: dict[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, without the ``module.`` that distributed training puts before every name."""
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     while tensors and all(k.startswith("module.") for k in tensors):
         tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
     return tensors
