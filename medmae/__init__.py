@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from medmae.synthesis.reconstruct import reconstruct_volumes as reconstruct_volumes
     from medmae.training.pretrain import pretrain as pretrain
     from medmae.weights.exporting import export as export
+    from medmae.weights.hub import from_pretrained as from_pretrained
     from medmae.weights.importing import import_weights as import_weights
     from medmae.weights.importing import load as load
 
@@ -69,6 +70,7 @@ _HOME = {
     "evaluate_synthesis": "medmae.synthesis.evaluate",
     "export": "medmae.weights.exporting",
     "find_studies": "medmae.cohort.layouts",
+    "from_pretrained": "medmae.weights.hub",
     "import_weights": "medmae.weights.importing",
     "inspect": "medmae.cohort.integrity",
     "load": "medmae.weights.importing",

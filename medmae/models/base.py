@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
 from medmae.errors import MedmaeError, nearest
@@ -31,12 +33,12 @@ class MAEOutput:
     prediction: dict[str, Tensor] | None = None
 
 
-class MaskedAutoencoder(nn.Module, ABC):
+class MaskedAutoencoder(nn.Module, ModelHubMixin, ABC):
     """A method behind the interface that training and synthesis use.
 
     ``plan`` is the plan it was built from, ``metadata`` what a checkpoint tells of its training (empty for a new
-    model). ``grid_multiple``: image sizes must be multiples of it. ``tokens_per_axis`` of an image size is the
-    size of its mask.
+    model). ``save_pretrained(folder)`` and ``push_to_hub("owner/name")`` share it, ``from_pretrained`` gets it back
+    (huggingface_hub's mixin). ``grid_multiple``: image sizes must be multiples of it.
     """
 
     grid_multiple: tuple[int, int, int]
@@ -80,6 +82,32 @@ class MaskedAutoencoder(nn.Module, ABC):
             where=self.plan.name,
             remedy="Use a method with a decoder per modality, such as bm-mae.",
         )
+
+    # The Hub: a model reads no file itself, so that what these three do lives with the weights.
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from medmae.weights import hub
+
+        hub.save(self, save_directory)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> MaskedAutoencoder:
+        from medmae.weights import hub
+
+        known = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        model = hub.from_pretrained(model_id, **{k: options[k] for k in known})
+        if not isinstance(model, cls):
+            raise MedmaeError(
+                "a model of another method", where=model_id, found=model.plan.method, expected=cls.__name__
+            )
+        return model
+
+    def generate_model_card(self, *args: Any, licence: str | None = None, **_: Any) -> ModelCard:
+        """The card that ``save_pretrained`` and ``push_to_hub`` write; ``model_card_kwargs={"licence": "cc-by-4.0"}``
+        there is ``licence`` here."""
+        from medmae.weights import hub
+
+        return hub.card(self, licence)
 
     def save_memory(self, enabled: bool) -> None:
         """Compute parts of the forward pass again in backward instead of keeping them: same numbers, more time."""

@@ -35,15 +35,20 @@ def save_checkpoint(
     (:func:`medmae.models.base.without_repeats`)."""
 
     def fill(folder: Path) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(tensors, folder / WEIGHTS)
-        described = {**metadata, "weights_sha256": file_hash(folder / WEIGHTS)}
-        (folder / METADATA).write_text(json.dumps(described, indent=2), encoding="utf-8")
+        write_weights(folder, weights, metadata)
         if state is not None:
             torch.save(state, folder / STATE)
 
     replace_folder(run / FOLDER, run / PREVIOUS, fill)
     return run / FOLDER
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """The weights and the metadata that describes them, with their hash."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / WEIGHTS)
+    described = {**metadata, "weights_sha256": file_hash(folder / WEIGHTS)}
+    (folder / METADATA).write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 
 def file_hash(path: Path) -> str:
