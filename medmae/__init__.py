@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from medmae.models.zoo import create as create
     from medmae.plan import Plan as Plan
     from medmae.plan import available_plans as available_plans
+    from medmae.probes import evaluate_features as evaluate_features
     from medmae.synthesis.evaluate import evaluate_synthesis as evaluate_synthesis
     from medmae.synthesis.reconstruct import reconstruct as reconstruct
     from medmae.synthesis.reconstruct import reconstruct_volumes as reconstruct_volumes
@@ -67,6 +68,7 @@ _HOME = {
     "benchmark": "medmae.benchmark",
     "create": "medmae.models.zoo",
     "demo": "medmae.demo",
+    "evaluate_features": "medmae.probes",
     "evaluate_synthesis": "medmae.synthesis.evaluate",
     "export": "medmae.weights.exporting",
     "find_studies": "medmae.cohort.layouts",

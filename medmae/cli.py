@@ -253,6 +253,48 @@ def evaluate_synthesis(
     return Outcome(result.to_json(), str(result).splitlines(), result.problems, len(result.rows), failed)
 
 
+@evaluate.command("features", epilog="Example: medmae evaluate features SCANS labels.csv -c RUN-A -c RUN-B -o PROBES")
+@command
+def evaluate_features(
+    data: Data,
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="Table of studies and labels.", show_default=False)],
+    checkpoints: Annotated[
+        list[str],
+        typer.Option(
+            "--checkpoint", "-c", help="A run, a checkpoint or a published file; repeat to compare.", show_default=False
+        ),
+    ],
+    out: Out,
+    column: Annotated[str, typer.Option(help="The table's column to predict.")] = "label",
+    task: Annotated[
+        Literal["auto", "classify", "regress"], typer.Option(help="auto: many distinct numbers are a quantity.")
+    ] = "auto",
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation, by subject.")] = 5,
+    pool: Annotated[Literal["mean", "cls"], typer.Option(help="Mean of the tokens, or the CLS token.")] = "mean",
+    floors: Annotated[bool, typer.Option(help="Also random weights, image statistics and a constant.")] = True,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> Outcome:
+    """What frozen features tell of a label: linear and nearest-neighbour probes on your own studies."""
+    with progress_callback("probing") as on_progress:
+        result = medmae.evaluate_features(
+            data,
+            labels,
+            checkpoints,
+            out,
+            column=column,
+            task=task,
+            folds=folds,
+            pool=pool,
+            floors=floors,
+            device=device,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), str(result).splitlines(), result.problems, result.studies, failed)
+
+
 @app.command("import", epilog="Example: medmae import bmmae.pth -o MODEL")
 @command
 def import_weights(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,8 @@ import torch
 
 import medmae
 from medmae.cohort.modalities import canonical_modality
-from medmae.cohort.store import Cohort, is_cohort, prepare
+from medmae.cohort.opening import open_data
+from medmae.cohort.prepared import Cohort, is_cohort
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
@@ -66,7 +66,7 @@ def evaluate_synthesis(
         lesion_label=lesion_label or "seg",
     )
     with ExitStack() as stack:
-        cohort = open_data(Path(data), model, stack, scores.problems)
+        cohort = open_data(Path(data), model.plan, stack, scores.problems)
         floors = _floors(training, checkpoint, model, cohort, stack, scores)
         total = len(cohort.studies)
         for done, study in enumerate(cohort.studies):
@@ -90,26 +90,6 @@ def evaluate_synthesis(
     return scores
 
 
-def open_data(data: Path, model: Synthesiser, stack: ExitStack, problems: list[Problem]) -> Cohort:
-    """``data`` as a cohort in the model's space; a layout of scans is prepared in a folder that ``stack`` removes."""
-    if is_cohort(data):
-        cohort = Cohort.open(data)
-        if cohort.image != model.plan.image.model_copy(update={"crop": cohort.image.crop}):
-            raise InputError(
-                "this cohort was prepared for another space than the model's",
-                where=data,
-                field="image",
-                found=cohort.image.model_dump(mode="json"),
-                expected=model.plan.image.model_dump(mode="json"),
-                remedy="Give the scans themselves, or prepare them with the checkpoint's plan.",
-            )
-        return cohort
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="medmae-evaluate-")))
-    prepared = prepare(data, model.plan, folder / "cohort")
-    problems += prepared.failed
-    return Cohort.open(prepared.cohort_path)
-
-
 def _floors(
     training: str | Path | None,
     checkpoint: str | Path | Synthesiser,
@@ -128,7 +108,7 @@ def _floors(
             "remedy": "Name them with --training (the cohort, or the scans).",
         }
         return None
-    cohort = open_data(Path(training), model, stack, scores.problems)
+    cohort = open_data(Path(training), model.plan, stack, scores.problems)
     scored = {study.subject for study in held_out.studies}
     usable = [s for s in cohort.studies if s.subject not in scored and set(s.modalities) & set(model.modalities)]
     shared = len({s.subject for s in cohort.studies} & scored)

@@ -26,7 +26,8 @@ from medmae.cli import app
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = (
-    *["demo", "inspect", "prepare", "pretrain", "reconstruct", "evaluate_synthesis", "import_weights", "benchmark"],
+    *["demo", "inspect", "prepare", "pretrain", "reconstruct", "evaluate_synthesis", "evaluate_features"],
+    *["import_weights", "export", "benchmark"],
 )
 
 
@@ -61,7 +62,7 @@ SHELL_LINES = [
 
 
 def test_every_block_says_what_it_is() -> None:
-    known = {"python", "python not run", "shell", "bash", "text", "json"}
+    known = {"python", "python not run", "shell", "shell not run", "bash", "text", "json"}
     assert not [block.name for block in ALL if block.info not in known]
     assert len(SHELL_LINES) > 20
     assert len(PYTHON_PAGES) >= 5
@@ -87,9 +88,11 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SCANS, STUDY and RUN, as the pages call them."""
     folder = tmp_path_factory.mktemp("documentation")
     everything = ("t1", "t1c", "t2", "flair")
-    for number in range(3):
+    for number in range(4):
         write_study(folder / "SCANS" / f"patient-{number}", everything[: 4 - (number == 1)], number)
     write_study(folder / "STUDY", ("t1", "t1c", "t2"), 9)
+    grades = "".join(f"patient-{number},{'high' if number % 2 else 'low'}\n" for number in range(4))
+    (folder / "labels.csv").write_text(f"study,grade\n{grades}")
     medmae.pretrain(folder / "SCANS", "bm-mae-tiny", folder / "RUN", max_steps=1, device="cpu", progress=False)
     return folder
 
