@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from medmae.errors import MedmaeError, PlanError
 from medmae.masking import sample_mask
 from medmae.models.base import Images, MAEOutput, MaskedAutoencoder
+from medmae.models.losses import hidden_squares
 from medmae.models.tokens import token_grid
 from medmae.plan import Plan, Section, Triple
 
@@ -219,6 +220,5 @@ class ConvolutionalMAE(MaskedAutoencoder):
             mean, deviation = self.statistics(truth)
             target = (target - mean) / deviation
         weight = counted.float()
-        error = (self.units(predicted.float()) - target) * weight[:, :, :, None, :, None, :, None]
-        volume = math.prod(self.config.mask_unit)
-        return error.square().sum((0, 2, 3, 4, 5, 6, 7)) / (weight.sum((0, 2, 3, 4)) * volume).clamp(min=1.0)
+        squares = hidden_squares(self.units(predicted), target, weight[:, :, :, None, :, None, :, None])
+        return squares / (weight.sum((0, 2, 3, 4)) * math.prod(self.config.mask_unit)).clamp(min=1.0)

@@ -28,3 +28,29 @@ def squared_error(predicted: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error over the last axis: (..., V) → (...). ``truth`` gets no gradient."""
     error: Tensor = _SquaredError.apply(predicted, truth)
     return error
+
+
+class _HiddenSquares(torch.autograd.Function):
+    """Keeps the difference where it counts alone."""
+
+    @staticmethod
+    def forward(ctx: Any, predicted: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+        difference = (predicted.to(torch.promote_types(predicted.dtype, torch.float32)) - truth).mul_(counted)
+        ctx.save_for_backward(difference)
+        ctx.kind = predicted.dtype
+        flat = difference.flatten(2)
+        return torch.linalg.vecdot(flat, flat).sum(0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (difference,) = ctx.saved_tensors
+        factor = (2.0 * gradient).view(1, -1, *[1] * (difference.ndim - 2))
+        return (difference * factor).to(ctx.kind), None, None
+
+
+def hidden_squares(predicted: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
+    """(C,) sums of the squared error, in fp32, of (B, C, ...) where ``counted``, 0 or 1 and broadcast, is 1. Neither
+    ``truth`` nor ``counted`` gets a gradient."""
+    squares: Tensor = _HiddenSquares.apply(predicted, truth, counted)
+    return squares

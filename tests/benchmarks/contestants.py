@@ -135,8 +135,75 @@ def monai_transforms() -> Callable[[dict[str, str]], dict[str, Tensor]]:
     return transform
 
 
+def method_of_ours(options: dict[str, Any]) -> Contestant:
+    """Masks, forward and backward of a plan's model on images at hand; no optimiser, as in the ones below."""
+    from medmae.measures import random_images
+    from medmae.models.zoo import create
+    from medmae.plan import Plan
+
+    libraries = peak_resident()
+    plan, device = Plan.load(options["plan"]), torch.device(options["device"])
+    model = create(plan).to(device).train()
+    images = random_images(plan, options["batch"], device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options["precision"] == "bf16"):
+            loss = model(images).loss
+        loss.backward()
+        model.zero_grad()
+
+    return repeated(step, device, options["batch"], libraries)
+
+
+def method_of_timm(options: dict[str, Any]) -> Contestant:
+    """Hi-End-MAE from timm's blocks in fp32, every patch embedded and predicted."""
+    from medmae.masking import sample_mask
+    from medmae.plan import Plan
+    from tests.plain_hi_end_mae import PlainHiEndMAE
+
+    libraries = peak_resident()
+    plan, device = Plan.load(options["plan"]), torch.device(options["device"])
+    model = PlainHiEndMAE().to(device).train()
+    image = torch.randn(options["batch"], 1, *plan.image.crop, device=device)
+
+    def step() -> None:
+        hidden = sample_mask(plan.masking, torch.ones(1, 1, dtype=torch.bool, device=device), 216)[0, 0]
+        model(image, hidden).backward()
+        model.zero_grad()
+
+    return repeated(step, device, options["batch"], libraries)
+
+
+def bare_network(options: dict[str, Any]) -> Contestant:
+    """The plan's U-Net itself: the mean squared error of its output, forward and backward."""
+    from medmae.models.zoo import create
+    from medmae.plan import Plan
+
+    libraries = peak_resident()
+    plan, device = Plan.load(options["plan"]), torch.device(options["device"])
+    network = create(plan).network.to(device).train()
+    image = torch.randn(options["batch"], len(plan.modalities), *plan.image.crop, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options["precision"] == "bf16"):
+            predicted = network(image)
+        torch.nn.functional.mse_loss(predicted.float(), image).backward()
+        network.zero_grad()
+
+    return repeated(step, device, options["batch"], libraries)
+
+
 CONTESTANTS: dict[str, Callable[[dict[str, Any]], Contestant]] = {
-    f.__name__: f for f in (step_of_ours, step_of_plain, loader_of_ours, loader_of_monai)
+    f.__name__: f
+    for f in (
+        step_of_ours,
+        step_of_plain,
+        loader_of_ours,
+        loader_of_monai,
+        method_of_ours,
+        method_of_timm,
+        bare_network,
+    )
 }
 
 

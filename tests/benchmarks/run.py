@@ -177,6 +177,33 @@ def loader(args: argparse.Namespace, folder: Path) -> list[Row]:
     return [*rows, compared("loader", "samples/s", rates["store"], rates["MONAI"], ">=", 20)]
 
 
+def methods(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """Forward and backward of the other methods: Hi-End-MAE beside timm's blocks, ResEnc and SparK beside the bare
+    network."""
+    on_gpu = args.device == "cuda"
+    rows = []
+    for plan, plain, batch, wanted in (
+        ("hi-end-mae-base", "method_of_timm", 4, {"32": (1.0, None), "bf16": (0.5, None)}),
+        ("resenc-mae-tiny", "bare_network", 4, {"32": (1.05, None)}),
+        ("spark-tiny", "bare_network", 4, {"32": (1.5, 1.3)}),
+        *([("resenc-mae-l", "bare_network", 2, {"bf16": (1.1, None)})] if on_gpu else []),
+    ):
+        options = {"plan": plan, "device": args.device, "batch": args.batch or batch}
+        own = "32" if plain == "method_of_timm" else next(iter(wanted))
+        contestants = {"plain": (plain, {**options, "precision": own})}
+        contestants |= {p: ("method_of_ours", {**options, "precision": p}) for p in wanted}
+        measured = take_turns(contestants, args.rounds)
+        for precision, (time_most, memory_most) in wanted.items():
+            label = f"{plan}, {'bf16' if precision == 'bf16' else 'fp32'}"
+            ours, theirs = ([m["seconds"] for m in measured[k]] for k in (precision, "plain"))
+            rows.append(compared(label, "s/sample", ours, theirs, "<=", time_most))
+            peaks = [measured[k][-1]["peak"] for k in (precision, "plain")]
+            if None not in peaks:
+                gigabytes = [[p / 1e9] for p in peaks]
+                rows.append(compared(f"{label}, peak memory", "GB", *gigabytes, "<=", memory_most))
+    return rows
+
+
 def start(args: argparse.Namespace, folder: Path) -> list[Row]:
     """How long a user waits before anything happens."""
     rows = []
@@ -228,7 +255,7 @@ def parts(args: argparse.Namespace, folder: Path) -> list[Row]:
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace, Path], list[Row]]] = {
-    f.__name__: f for f in (training, loader, start, parts)
+    f.__name__: f for f in (training, methods, loader, start, parts)
 }
 
 
