@@ -294,7 +294,8 @@ def plan_folders() -> list[Path]:
 
 def available_plans() -> dict[str, Path]:
     """The shipped plans: {name: path}."""
-    return {path.stem: path for folder in reversed(plan_folders()) for path in sorted(folder.glob("*.json"))}
+    found = {path.stem: path for folder in reversed(plan_folders()) for path in folder.glob("*.json")}
+    return dict(sorted(found.items()))
 
 
 def find_plan(name: str | Path) -> Path:
