@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from medmae.imaging.volume import Grid as Grid
     from medmae.imaging.volume import Volume as Volume
     from medmae.models.zoo import create as create
+    from medmae.nnunet.dataset import make_dataset as make_dataset
+    from medmae.nnunet.segment import finetune_segment as finetune_segment
+    from medmae.nnunet.segment import predict_segment as predict_segment
+    from medmae.nnunet.segment import write_plans as write_plans
     from medmae.plan import Plan as Plan
     from medmae.plan import available_plans as available_plans
     from medmae.probes import evaluate_features as evaluate_features
@@ -71,17 +75,21 @@ _HOME = {
     "evaluate_features": "medmae.probes",
     "evaluate_synthesis": "medmae.synthesis.evaluate",
     "export": "medmae.weights.exporting",
+    "finetune_segment": "medmae.nnunet.segment",
     "find_studies": "medmae.cohort.layouts",
     "from_pretrained": "medmae.weights.hub",
     "import_weights": "medmae.weights.importing",
     "inspect": "medmae.cohort.integrity",
     "load": "medmae.weights.importing",
     "make_demo_cohort": "medmae.cohort.demo",
+    "make_dataset": "medmae.nnunet.dataset",
+    "predict_segment": "medmae.nnunet.segment",
     "prepare": "medmae.cohort.store",
     "pretrain": "medmae.training.pretrain",
     "read_image": "medmae.imaging.nifti",
     "reconstruct": "medmae.synthesis.reconstruct",
     "reconstruct_volumes": "medmae.synthesis.reconstruct",
+    "write_plans": "medmae.nnunet.segment",
     "write_nifti": "medmae.imaging.nifti",
 }
 

@@ -25,6 +25,12 @@ app = typer.Typer(
 )
 evaluate = typer.Typer(no_args_is_help=True, help="Measure what a model does, on studies that it never saw.")
 app.add_typer(evaluate, name="evaluate")
+finetune = typer.Typer(no_args_is_help=True, help="Train for a task, beginning with a pre-trained model.")
+app.add_typer(finetune, name="finetune")
+predict = typer.Typer(no_args_is_help=True, help="Use a fine-tuned model.")
+app.add_typer(predict, name="predict")
+nnunet = typer.Typer(no_args_is_help=True, help="What nnU-Net's own commands need to work with a pre-trained model.")
+app.add_typer(nnunet, name="nnunet")
 
 Data = Annotated[
     Path,
@@ -221,6 +227,170 @@ def reconstruct(
     return Outcome(result.to_json(), lines, [*result.skipped, *result.failed], usable, len(result.failed))
 
 
+Dataset = Annotated[
+    Path, typer.Argument(metavar="DATASET", help="An nnU-Net raw data set (DatasetXXX_Name).", show_default=False)
+]
+Modalities = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modality",
+        "-m",
+        help="What the channels are, in their order, where dataset.json does not say.",
+        show_default=False,
+    ),
+]
+FromScratch = Annotated[bool, typer.Option("--from-scratch", help="The same without the weights, to measure the gain.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a field of the plan's finetuning section.", show_default=False
+    ),
+]
+Spacing = Annotated[
+    Literal["auto", "checkpoint", "dataset"],
+    typer.Option(help="Voxels of the checkpoint's plan or the data's; auto: the checkpoint's unless much coarser."),
+]
+Patch = Annotated[
+    str | None,
+    typer.Option(metavar="X,Y,Z", help="Voxels of a training patch; left out, what suits.", show_default=False),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser steps an epoch.")]
+ValidationSteps = Annotated[int, typer.Option(min=1, help="Validation batches an epoch.")]
+
+
+@finetune.command("segment", epilog="Example: medmae finetune segment Dataset004_Hippocampus --checkpoint RUN -o OUT")
+@command
+def finetune_segment(
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    out: Out,
+    fold: Annotated[list[str] | None, typer.Option(help="A fold, or all; repeat for more.", show_default="0")] = None,
+    from_scratch: FromScratch = False,
+    modalities: Modalities = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Left out, what the plan says.", show_default=False)] = None,
+    settings: Settings = None,
+    steps: Steps = 250,
+    validation_steps: ValidationSteps = 50,
+    spacing: Spacing = "auto",
+    patch: Patch = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a training stopped.")] = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> Outcome:
+    """Segment with nnU-Net: plans that suit the checkpoint, its weights, nnU-Net's training and validation."""
+    with progress_callback("fine-tuning") as on_progress:
+        result = medmae.finetune_segment(
+            dataset,
+            checkpoint,
+            out,
+            folds=fold_list(fold) or [0],
+            from_scratch=from_scratch,
+            modalities=modalities or (),
+            overrides=settings or (),
+            epochs=epochs,
+            steps_per_epoch=steps,
+            validation_steps=validation_steps,
+            spacing=spacing,
+            patch=triple(patch),
+            resume=resume,
+            device=device,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    return Outcome(result.to_json(), str(result).splitlines())
+
+
+@predict.command("segment", epilog="Example: medmae predict segment STUDY --model OUT/results/... -o SEGMENTATIONS")
+@command
+def predict_segment(
+    studies: Annotated[
+        list[Path], typer.Argument(metavar="STUDY", help="Folders of studies, any layout.", show_default=False)
+    ],
+    model: Annotated[Path, typer.Option(help="The results folder of a fine-tuned model.", show_default=False)],
+    out: Out,
+    fold: Annotated[
+        list[str] | None, typer.Option(help="Folds to average; left out, all there are.", show_default=False)
+    ] = None,
+    mirror: Annotated[bool, typer.Option(help="Average over mirrored images.")] = True,
+    device: Device = "auto",
+) -> Outcome:
+    """Segment studies, whatever channels they have, on their own grid."""
+    with progress_callback("segmenting") as on_progress:
+        result = medmae.predict_segment(
+            studies, model, out, folds=fold_list(fold), device=device, mirror=mirror, on_progress=on_progress
+        )
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), [str(p) for p in result.written], result.problems, len(result.written), failed)
+
+
+@nnunet.command("path", epilog='Example: export nnUNet_extTrainer="$(medmae nnunet path)"')
+@command
+def nnunet_path() -> Outcome:
+    """The folder that nnU-Net searches for the trainer."""
+    folder = Path(medmae.__file__).parent / "nnunet" / "plugin"
+    return Outcome({"nnUNet_extTrainer": str(folder)}, [str(folder)])
+
+
+@nnunet.command("plan", epilog="Example: medmae nnunet plan Dataset004_Hippocampus -c RUN -o $nnUNet_preprocessed")
+@command
+def nnunet_plan(
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="nnU-Net's nnUNet_preprocessed.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Of the plans.", show_default=False)] = None,
+    from_scratch: FromScratch = False,
+    modalities: Modalities = None,
+    settings: Settings = None,
+    steps: Steps = 250,
+    validation_steps: ValidationSteps = 50,
+    spacing: Spacing = "auto",
+    patch: Patch = None,
+    seed: Seed = 0,
+) -> Outcome:
+    """Write nnU-Net plans that begin with a checkpoint, for nnUNetv2_preprocess and nnUNetv2_train."""
+    file = medmae.write_plans(
+        dataset,
+        checkpoint,
+        out,
+        name=name,
+        from_scratch=from_scratch,
+        modalities=modalities or (),
+        overrides=settings or (),
+        spacing=spacing,
+        patch=triple(patch),
+        steps_per_epoch=steps,
+        validation_steps=validation_steps,
+        seed=seed,
+    )
+    number = dataset.resolve().name[7:10]
+    lines = [
+        str(file),
+        f"nnUNetv2_preprocess -d {number} -plans_name {file.stem} -c 3d_fullres",
+        f"nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerMedMAE -p {file.stem}",
+    ]
+    return Outcome({"plans": str(file), "next": lines[1:]}, lines)
+
+
+@nnunet.command("dataset", epilog="Example: medmae nnunet dataset SCANS --label seg -o nnUNet_raw/Dataset101_Lesions")
+@command
+def nnunet_dataset(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder DatasetXXX_Name to write.", show_default=False)],
+    label: Annotated[str, typer.Option(help="The label map to segment.")] = "seg",
+    modalities: Annotated[
+        list[str] | None,
+        typer.Option("--modality", "-m", help="Channels; left out, what most studies have.", show_default=False),
+    ] = None,
+    incomplete: Annotated[
+        bool, typer.Option("--incomplete", help="Keep studies that lack channels, as images of zeros.")
+    ] = False,
+) -> Outcome:
+    """Make an nnU-Net raw data set of labelled studies in any supported layout."""
+    result = medmae.make_dataset(data, out, label=label, modalities=modalities or (), incomplete=incomplete)
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), [str(result)], result.problems, len(result.studies), failed)
+
+
 @evaluate.command("synthesis", epilog="Example: medmae evaluate synthesis HELD-OUT --checkpoint RUN -o SCORES")
 @command
 def evaluate_synthesis(
@@ -354,6 +524,26 @@ def pairs(images: list[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"{modality} is given twice", param_hint="--image")
         found[modality] = Path(path)
     return found
+
+
+def triple(text: str | None) -> tuple[int, int, int] | None:
+    """``"64,64,32"`` as (64, 64, 32)."""
+    if text is None:
+        return None
+    parts = text.strip("[]() ").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not three numbers, such as 64,64,64", param_hint="--patch")
+    x, y, z = (int(part) for part in parts)
+    return x, y, z
+
+
+def fold_list(folds: list[str] | None) -> list[int | str] | None:
+    """``["0", "all"]`` as [0, "all"]."""
+    if folds is None:
+        return None
+    if wrong := [fold for fold in folds if fold != "all" and not fold.isdigit()]:
+        raise typer.BadParameter(f"{wrong[0]!r} is neither a number nor all", param_hint="--fold")
+    return [fold if fold == "all" else int(fold) for fold in folds]
 
 
 def main() -> None:

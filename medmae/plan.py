@@ -163,6 +163,33 @@ class Reconstruction(Section):
     shifts: int = Field(4, gt=0)
 
 
+class Finetuning(Section):
+    """How a segmentation network that begins with this model is trained by nnU-Net.
+
+    The learning rate rises linearly over ``warmup`` and falls by ``decay`` (``poly``: (1 - t)^0.9) over the rest;
+    both warm-up and ``freeze``, in which only what is new is trained, are shares of all epochs. ``layer_decay``: each
+    transformer layer's rate is this times that of the one after it (Clark et al. 2020). ``drop_path``: chance that
+    the last block is left out of a step, falling to 0 at the first (stochastic depth, Huang et al. 2016).
+    ``modality_dropout``: chance that a step's batch loses a random set of its channels. ``transfer``: what moves of a
+    U-Net; of a transformer, always the encoder.
+    """
+
+    optimizer: Literal["adamw", "sgd"] = "sgd"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    momentum: float = Field(0.99, ge=0, lt=1)  # sgd only, Nesterov
+    epochs: int = Field(1000, gt=0)  # of nnU-Net's 250 steps
+    batch_size: int = Field(2, gt=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    freeze: float = Field(0.0, ge=0, lt=1)
+    decay: Literal["poly", "cosine"] = "poly"
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    modality_dropout: float = Field(0.0, ge=0, le=1)
+    transfer: Literal["all", "encoder"] = "all"
+    feature_size: int = Field(32, gt=0)  # channels of the finest level of a transformer's decoder
+
+
 class Plan(Section):
     """Everything that decides what is trained. See the module's docstring."""
 
@@ -176,6 +203,7 @@ class Plan(Section):
     augmentation: Augmentation = Augmentation()
     training: Training = Training()
     reconstruction: Reconstruction = Reconstruction()
+    finetuning: Finetuning = Finetuning()
 
     @model_validator(mode="after")
     def _modalities_are_named_once(self) -> Plan:

@@ -22,6 +22,7 @@ _SHARED = {
     "losses",
     "sparse",
     "tokens",
+    "unetr",
     "vit",
     "zoo",
 }  # modules of this folder that are no method

@@ -67,6 +67,7 @@ def test_every_plan_field_is_described() -> None:
         "augmentation",
         "training",
         "reconstruction",
+        "finetuning",
     }
     fields = set(keys_of(Plan)) - sections | {
         f"model.{name}" for module in modules for name in module.Config.model_fields
