@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from medmae.errors import PlanError as PlanError
     from medmae.errors import Problem as Problem
     from medmae.errors import TrainingError as TrainingError
+    from medmae.finetune import HeadSettings as HeadSettings
+    from medmae.finetune import finetune_classify as finetune_classify
+    from medmae.finetune import finetune_survive as finetune_survive
     from medmae.imaging.nifti import read_image as read_image
     from medmae.imaging.nifti import write_nifti as write_nifti
     from medmae.imaging.volume import Grid as Grid
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from medmae.nnunet.segment import write_plans as write_plans
     from medmae.plan import Plan as Plan
     from medmae.plan import available_plans as available_plans
+    from medmae.predictions import predict_features as predict_features
+    from medmae.predictions import predict_outcome as predict_outcome
     from medmae.probes import evaluate_features as evaluate_features
     from medmae.synthesis.evaluate import evaluate_synthesis as evaluate_synthesis
     from medmae.synthesis.reconstruct import reconstruct as reconstruct
@@ -60,6 +65,7 @@ _HOME = {
     "CheckpointError": "medmae.errors",
     "Cohort": "medmae.cohort.store",
     "Grid": "medmae.imaging.volume",
+    "HeadSettings": "medmae.finetune",
     "InputError": "medmae.errors",
     "MedmaeError": "medmae.errors",
     "Plan": "medmae.plan",
@@ -75,6 +81,8 @@ _HOME = {
     "evaluate_features": "medmae.probes",
     "evaluate_synthesis": "medmae.synthesis.evaluate",
     "export": "medmae.weights.exporting",
+    "finetune_classify": "medmae.finetune",
+    "finetune_survive": "medmae.finetune",
     "finetune_segment": "medmae.nnunet.segment",
     "find_studies": "medmae.cohort.layouts",
     "from_pretrained": "medmae.weights.hub",
@@ -83,6 +91,8 @@ _HOME = {
     "load": "medmae.weights.importing",
     "make_demo_cohort": "medmae.cohort.demo",
     "make_dataset": "medmae.nnunet.dataset",
+    "predict_features": "medmae.predictions",
+    "predict_outcome": "medmae.predictions",
     "predict_segment": "medmae.nnunet.segment",
     "prepare": "medmae.cohort.store",
     "pretrain": "medmae.training.pretrain",

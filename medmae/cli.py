@@ -323,6 +323,132 @@ def predict_segment(
     return Outcome(result.to_json(), [str(p) for p in result.written], result.problems, len(result.written), failed)
 
 
+Table = Annotated[
+    Path,
+    typer.Argument(metavar="TABLE", help="CSV of studies and labels; with files, or --data.", show_default=False),
+]
+Scans = Annotated[Path | None, typer.Option("--data", help="The scans, in any supported layout.", show_default=False)]
+Folds = Annotated[int, typer.Option(min=2, help="Of the cross-validation; a column `fold` decides instead.")]
+Linear = Annotated[bool, typer.Option("--linear", help="Freeze the encoder and train a linear head.")]
+Pooling = Annotated[Literal["mean", "cls"], typer.Option(help="Mean of the tokens, or the CLS token.")]
+HeadEpochs = Annotated[int | None, typer.Option(min=1, help="20, or 200 of a linear head.", show_default=False)]
+Rate = Annotated[float, typer.Option(min=0, help="Learning rate of the encoder.")]
+Batch = Annotated[int, typer.Option(min=1, help="Studies a step.")]
+Dropout = Annotated[float, typer.Option(min=0, max=1, help="Chance that a study loses modalities in a step.")]
+
+
+@finetune.command("classify", epilog="Example: medmae finetune classify labels.csv --data SCANS -c RUN -o OUT")
+@command
+def finetune_classify(
+    table: Table,
+    checkpoint: Checkpoint,
+    out: Out,
+    data: Scans = None,
+    column: Annotated[str, typer.Option(help="The table's column to predict.")] = "label",
+    linear: Linear = False,
+    pool: Pooling = "mean",
+    folds: Folds = 5,
+    epochs: HeadEpochs = None,
+    lr: Rate = 1e-4,
+    batch: Batch = 2,
+    modality_dropout: Dropout = 0.0,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> Outcome:
+    """Classes, or several labels a study, by stratified cross-validation over subjects."""
+    settings = head_settings(linear, pool, epochs, lr, batch, modality_dropout, seed)
+    with progress_callback("fine-tuning") as on_progress:
+        result = medmae.finetune_classify(
+            table,
+            checkpoint,
+            out,
+            data=data,
+            column=column,
+            settings=settings,
+            folds=folds,
+            device=device,
+            on_progress=on_progress,
+        )
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), str(result).splitlines(), result.problems, result.studies, failed)
+
+
+@finetune.command("survive", epilog="Example: medmae finetune survive follow-up.csv --data SCANS -c RUN -o OUT")
+@command
+def finetune_survive(
+    table: Table,
+    checkpoint: Checkpoint,
+    out: Out,
+    data: Scans = None,
+    time: Annotated[str, typer.Option(help="The column with the time.")] = "time",
+    event: Annotated[str, typer.Option(help="The column with 1 for an event, 0 for none seen.")] = "event",
+    linear: Linear = False,
+    pool: Pooling = "mean",
+    folds: Folds = 5,
+    epochs: HeadEpochs = None,
+    lr: Rate = 1e-4,
+    batch: Batch = 2,
+    modality_dropout: Dropout = 0.0,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> Outcome:
+    """Time to an event: a discrete-time hazard, scored by the C-index."""
+    settings = head_settings(linear, pool, epochs, lr, batch, modality_dropout, seed)
+    with progress_callback("fine-tuning") as on_progress:
+        result = medmae.finetune_survive(
+            table,
+            checkpoint,
+            out,
+            data=data,
+            time=time,
+            event=event,
+            settings=settings,
+            folds=folds,
+            device=device,
+            on_progress=on_progress,
+        )
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), str(result).splitlines(), result.problems, result.studies, failed)
+
+
+def predicted(data: Path, model: Path, out: Path, device: str) -> Outcome:
+    with progress_callback("predicting") as on_progress:
+        result = medmae.predict_outcome(data, model, out, device=device, on_progress=on_progress)
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), [str(result.file)], result.problems, len(result.rows), failed)
+
+
+HeadModel = Annotated[Path, typer.Option("--model", help="The folder that was fine-tuned.", show_default=False)]
+TableOut = Annotated[Path, typer.Option("--out", "-o", help="Table to write, .csv or .parquet.", show_default=False)]
+
+
+@predict.command("classify", epilog="Example: medmae predict classify SCANS --model OUT -o classes.csv")
+@command
+def predict_classify(data: Data, model: HeadModel, out: TableOut, device: Device = "auto") -> Outcome:
+    """Probabilities for new studies, the mean of the folds."""
+    return predicted(data, model, out, device)
+
+
+@predict.command("survive", epilog="Example: medmae predict survive SCANS --model OUT -o risks.csv")
+@command
+def predict_survive(data: Data, model: HeadModel, out: TableOut, device: Device = "auto") -> Outcome:
+    """Risks for new studies, the mean of the folds."""
+    return predicted(data, model, out, device)
+
+
+@predict.command("features", epilog="Example: medmae predict features SCANS --checkpoint RUN -o features.parquet")
+@command
+def predict_features(
+    data: Data, checkpoint: Checkpoint, out: TableOut, pool: Pooling = "mean", device: Device = "auto"
+) -> Outcome:
+    """One row of frozen features a study, for scikit-learn and the like."""
+    with progress_callback("encoding") as on_progress:
+        result = medmae.predict_features(data, checkpoint, out, pool=pool, device=device, on_progress=on_progress)
+    failed = sum(problem.fatal for problem in result.problems)
+    facts = {"file": str(result.file), "studies": len(result.rows)}
+    return Outcome(facts, [str(result.file)], result.problems, len(result.rows), failed)
+
+
 @nnunet.command("path", epilog='Example: export nnUNet_extTrainer="$(medmae nnunet path)"')
 @command
 def nnunet_path() -> Outcome:
@@ -524,6 +650,22 @@ def pairs(images: list[str]) -> dict[str, Path]:
             raise typer.BadParameter(f"{modality} is given twice", param_hint="--image")
         found[modality] = Path(path)
     return found
+
+
+def head_settings(
+    linear: bool, pool: str, epochs: int | None, lr: float, batch: int, modality_dropout: float, seed: int
+) -> medmae.HeadSettings:
+    """A frozen encoder's head sees all studies at once, for longer."""
+    return medmae.HeadSettings(
+        mode="linear" if linear else "full",
+        pool="cls" if pool == "cls" else "mean",
+        epochs=epochs or (200 if linear else 20),
+        lr=lr,
+        weight_decay=1.0 if linear else 0.05,
+        batch_size=max(batch, 32) if linear else batch,
+        modality_dropout=modality_dropout,
+        seed=seed,
+    )
 
 
 def triple(text: str | None) -> tuple[int, int, int] | None:

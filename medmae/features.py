@@ -48,17 +48,12 @@ def study_features(
         )
     arrays = {m: study.array(m).astype(np.float32) for m in names}
     seen = inside(arrays, model.plan.image.intensity.scheme)
-    total: Tensor | None = None
-    weight = 0.0
-    for images, share in windows(model, arrays, seen, device):
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            values, weights = pooled(model, model.encode(images), images, share, pool)
-        part = (values * weights.unsqueeze(-1)).sum(0).double().cpu()
-        total = part if total is None else total + part
-        weight += float(weights.sum())
-    if total is None or weight == 0:
+    corners, padded, occupied = layout_of(model, arrays, seen)
+    if not len(corners):
         raise InputError("nothing but background", where=study.id)
-    return (total / weight).float().numpy()
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        found: np.ndarray = mean_of(model, padded, occupied, corners, device, pool).cpu().numpy()
+    return found
 
 
 def inside(arrays: Mapping[str, np.ndarray], scheme: str) -> np.ndarray:
@@ -68,8 +63,11 @@ def inside(arrays: Mapping[str, np.ndarray], scheme: str) -> np.ndarray:
     return foreground({m: a - a.min() for m, a in arrays.items()})
 
 
-def windows(model: MaskedAutoencoder, arrays: Mapping[str, np.ndarray], seen: np.ndarray, device: torch.device) -> Any:
-    """Batches of windows that hold foreground: ({modality: (B, 1, D, H, W)}, (B, 1, D, H, W) float foreground)."""
+def layout_of(
+    model: MaskedAutoencoder, arrays: Mapping[str, np.ndarray], seen: np.ndarray
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Windows side by side over a study: (n, 3) first voxels of those that hold foreground, and the images and the
+    foreground padded so that all of them lie within."""
     window = window_size(model)
     starts = [window_starts(n, w, 0.0) for n, w in zip(seen.shape, window, strict=True)]
     low = [max(0, -s[0]) for s in starts]
@@ -77,17 +75,35 @@ def windows(model: MaskedAutoencoder, arrays: Mapping[str, np.ndarray], seen: np
     around = list(zip(low, high, strict=True))
     starts = [[start + before for start in s] for s, before in zip(starts, low, strict=True)]
     occupied = np.pad(seen, around)
-    padded = {m: np.pad(a, around) for m, a in arrays.items()}
     corners = corners_inside(starts, (0, 0, 0), window, occupied)
+    return corners, {m: np.pad(a, around) for m, a in arrays.items()}, occupied
+
+
+def mean_of(
+    model: MaskedAutoencoder,
+    arrays: Mapping[str, np.ndarray],
+    occupied: np.ndarray,
+    corners: np.ndarray,
+    device: torch.device,
+    pool: Pool,
+) -> Tensor:
+    """(C,) the foreground's mean over the windows at ``corners``; gradients flow where they are asked for."""
+    window = window_size(model)
     batch = max(1, _VOXELS.get(device.type, 2**20) // int(np.prod(window)))
 
     def cut(array: np.ndarray, some: np.ndarray) -> Tensor:
         pieces = [array[tuple(slice(c, c + w) for c, w in zip(corner, window, strict=True))] for corner in some]
         return torch.from_numpy(np.stack(pieces)[:, None].astype(np.float32)).to(device)
 
+    sums: list[Tensor] = []
+    weight = torch.zeros((), device=device)
     for first in range(0, len(corners), batch):
         some = corners[first : first + batch]
-        yield {m: cut(a, some) for m, a in padded.items()}, cut(occupied, some)
+        images, share = {m: cut(a, some) for m, a in arrays.items()}, cut(occupied, some)
+        values, weights = pooled(model, model.encode(images), images, share, pool)
+        sums.append((values.float() * weights.unsqueeze(-1)).sum(0))
+        weight = weight + weights.sum()
+    return torch.stack(sums).sum(0) / weight
 
 
 def pooled(

@@ -19,6 +19,7 @@ _SHARED = {
     "base",
     "cnn",
     "dropout",
+    "heads",
     "losses",
     "sparse",
     "tokens",
