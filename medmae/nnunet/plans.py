@@ -27,6 +27,7 @@ CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainerMedMAE"
 _COARSER = 1.5  # a checkpoint's spacing that is so many times the data's is not used: detail would be lost
 _SMALL = 64  # voxels along the edge of a patch where the checkpoint's crops were smaller
+_TOKENS = 8  # the same for transformers, in tokens: attention is quadratic in their number
 _RESAMPLING = "resample_data_or_seg_to_shape"
 
 
@@ -121,12 +122,15 @@ def target_spacing(
     return dataset.spacing if wanted == "auto" and coarser > _COARSER else tuple(image.spacing)
 
 
-def patch_size(dataset: Dataset, spacing: Sequence[float], crop: Triple, multiple: Triple) -> list[int]:
-    """Voxels of a training patch: the pre-training crop's (64 where that was smaller), no more than the data needs."""
+def patch_size(dataset: Dataset, spacing: Sequence[float], crop: Triple, multiple: Triple, least: Triple) -> list[int]:
+    """Voxels of a training patch: the pre-training crop's (``least`` where that was smaller), no more than the data
+    needs."""
     found = []
-    for extent, old, new, size, step in zip(dataset.shape, dataset.spacing, spacing, crop, multiple, strict=True):
+    for extent, old, new, size, step, small in zip(
+        dataset.shape, dataset.spacing, spacing, crop, multiple, least, strict=True
+    ):
         needed = math.ceil(extent * old / new / step) * step
-        usual = math.ceil(max(size, _SMALL) / step) * step
+        usual = math.ceil(max(size, small) / step) * step
         found.append(int(min(needed, usual)))
     return found
 
@@ -200,9 +204,11 @@ def build_plans(
     image, channels = model.plan.image, len(dataset.channels)
     mm = target_spacing(dataset, image, spacing)
     multiple = model.grid_multiple
+    least: Triple = (_TOKENS * multiple[0], _TOKENS * multiple[1], _TOKENS * multiple[2])
     if isinstance(model, ConvolutionalMAE):
         multiple = (2 ** (len(model.config.features) - 1),) * 3  # nothing is masked: the network's stride alone counts
-    size = list(patch) if patch else patch_size(dataset, mm, image.crop, multiple)
+        least = (_SMALL, _SMALL, _SMALL)
+    size = list(patch) if patch else patch_size(dataset, mm, image.crop, multiple, least)
     if any(s % m or s < m for s, m in zip(size, multiple, strict=True)):
         raise InputError(
             "a patch that the network cannot take", field="--patch", found=size, expected=f"multiples of {multiple}"
