@@ -31,6 +31,7 @@ from medmae.curves import draw
 from medmae.errors import InputError, Problem, TrainingError
 from medmae.features import Pool, inside, layout_of, mean_of, study_features
 from medmae.files import explained, replace_folder, strict, write_atomically, write_text
+from medmae.intervals import intervals
 from medmae.models.base import MaskedAutoencoder
 from medmae.models.heads import Head
 from medmae.outcomes import Outcome, Survival, classes_of, survival_labels
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["linear", "full"]
 _WINDOW_VOXELS = 2**20  # of a study's windows that one training step looks at
-_RESAMPLES = 500  # of subjects, for the intervals
 
 
 @dataclass(frozen=True)
@@ -397,28 +397,12 @@ def scored(
     outcome: Outcome, predicted: np.ndarray, targets: np.ndarray, subjects: Sequence[str], seed: int
 ) -> dict[str, dict[str, float]]:
     """Each metric with the interval of resampled subjects."""
-    import warnings
-
-    values = outcome.measure(predicted, targets)
-    rng, who = np.random.default_rng(seed), np.array(subjects)
-    rows_of = [np.flatnonzero(who == s) for s in dict.fromkeys(subjects)]
-    resampled: dict[str, list[float]] = {name: [] for name in values}
-    for _ in range(_RESAMPLES):
-        rows = np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))])
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of samples in which a class is missing
-                found = outcome.measure(predicted[rows], targets[rows])
-        except ValueError:
-            continue
-        for name, value in found.items():
-            resampled[name].append(value)
-    scores = {}
-    for name, value in values.items():
-        finite = [v for v in resampled[name] if math.isfinite(v)]
-        low, high = np.percentile(finite, (2.5, 97.5)) if finite else (float("nan"), float("nan"))
-        scores[name] = {"value": value, "low": float(low), "high": float(high)}
-    return scores
+    ranges = intervals(lambda rows: outcome.measure(predicted[rows], targets[rows]), subjects, seed)
+    unknown = float("nan"), float("nan")
+    return {
+        name: {"value": value, **dict(zip(("low", "high"), ranges.get(name, unknown), strict=True))}
+        for name, value in outcome.measure(predicted, targets).items()
+    }
 
 
 def write(

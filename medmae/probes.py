@@ -28,6 +28,7 @@ from medmae.cohort.opening import open_data
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.features import Pool, study_features, study_statistics
 from medmae.files import explained, strict, write_atomically, write_text
+from medmae.intervals import intervals
 from medmae.models.base import MaskedAutoencoder
 from medmae.models.zoo import create
 from medmae.synthesis.volumes import pick_device
@@ -53,7 +54,6 @@ HEADINGS = {
 _CLASSES = 10  # numbers with more distinct values than this are a quantity
 _STRENGTHS = tuple(10.0**e for e in range(-5, 2))  # C of the logistic, 1/alpha of the ridge regression
 _NEIGHBOURS = (1, 3, 5, 9, 15)
-_RESAMPLES = 500  # of subjects, for the intervals
 STATISTICS, NOTHING = "image statistics", "always the same"
 
 
@@ -361,19 +361,16 @@ def add(
 ) -> None:
     """A row of scores with intervals, and its predictions."""
     row: dict[str, Any] = {"features": features, "probe": probe, **measure(predicted, truth, scores.task)}
-    rng = np.random.default_rng(seed)
-    subjects = np.array([label.subject for label in labels])
-    of_subject = [np.flatnonzero(subjects == s) for s in dict.fromkeys(subjects)]
-    resampled: dict[str, list[float]] = {m: [] for m in METRICS[scores.task]}
-    for _ in range(_RESAMPLES):
-        rows = np.concatenate([of_subject[i] for i in rng.integers(len(of_subject), size=len(of_subject))])
+
+    def of_rows(rows: np.ndarray) -> dict[str, float]:
         if len(np.unique(truth[rows])) < max(2, len(scores.classes)):
-            continue
-        for metric, value in measure(predicted[rows], truth[rows], scores.task).items():
-            resampled[metric].append(value)
-    for metric, values in resampled.items():
-        low, high = np.nanpercentile(values, (2.5, 97.5)) if values else (np.nan, np.nan)
-        row |= {f"{metric}_low": float(low), f"{metric}_high": float(high)}
+            raise ValueError("a class is missing")
+        return measure(predicted[rows], truth[rows], scores.task)
+
+    ranges = intervals(of_rows, [label.subject for label in labels], seed)
+    for metric in METRICS[scores.task]:
+        low, high = ranges.get(metric, (float("nan"), float("nan")))
+        row |= {f"{metric}_low": low, f"{metric}_high": high}
     scores.rows.append(row)
     for label, value in zip(labels, predicted, strict=True):
         told = {f"p_{c}": float(p) for c, p in zip(scores.classes, value, strict=True)} if scores.classes else None

@@ -8,6 +8,7 @@ one entry a cube (``mask_unit``), True = hidden.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -83,6 +84,25 @@ def unet_arguments(config: CnnConfig) -> dict[str, Any]:
     }
 
 
+def named_arguments(config: CnnConfig) -> dict[str, Any]:
+    """The arguments of ``ResidualEncoderUNet`` as nnU-Net's files write them: classes by their import path."""
+    arguments = {
+        **unet_arguments(config),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "nonlin": "torch.nn.LeakyReLU",
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "n_blocks_per_stage": list(config.blocks),
+        "n_conv_per_stage_decoder": [config.decoder_convs] * (len(config.features) - 1),
+    }
+    arguments.pop("deep_supervision")  # the trainer's to decide
+    return arguments
+
+
+IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")  # of them, those that are import paths
+
+
 class ConvolutionalMAE(MaskedAutoencoder):
     """Masks, loss and synthesis around a U-Net; a method says how the network meets the mask (:meth:`predict`)."""
 
@@ -102,13 +122,13 @@ class ConvolutionalMAE(MaskedAutoencoder):
         self.grid_multiple = tuple(math.lcm(stride, unit) for unit in config.mask_unit)  # type: ignore[assignment]
         self.network = make_unet(config, len(plan.modalities), len(plan.modalities))
 
+    @abstractmethod
     def features(self, x: Tensor, hidden: Tensor) -> list[Tensor]:
         """The encoder's outputs, shallow to deep, for ``x`` (B, M, D, H, W) and a mask (B, M, gD, gH, gW)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, x: Tensor, hidden: Tensor) -> Tensor:
         """(B, M, D, H, W) from what is visible of ``x``."""
-        raise NotImplementedError
 
     def forward(
         self,

@@ -20,7 +20,7 @@ from medmae.cohort.nnunet_raw import read_dataset as read_raw
 from medmae.errors import InputError
 from medmae.files import write_text
 from medmae.models.base import MaskedAutoencoder
-from medmae.models.cnn import ConvolutionalMAE, unet_arguments
+from medmae.models.cnn import IMPORTED, ConvolutionalMAE, named_arguments
 from medmae.plan import Finetuning, Image, Triple
 
 CONFIGURATION = "3d_fullres"
@@ -152,23 +152,12 @@ def architecture(model: MaskedAutoencoder, channels: Sequence[str], settings: Fi
     if isinstance(model, ConvolutionalMAE):
         if model.config.network != "resenc":
             raise InputError("fine-tuning needs a residual encoder", field="model.network", found=model.config.network)
-        arguments = {
-            **unet_arguments(model.config),
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "nonlin": "torch.nn.LeakyReLU",
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "n_blocks_per_stage": list(model.config.blocks),
-            "n_conv_per_stage_decoder": [model.config.decoder_convs] * (len(model.config.features) - 1),
-        }
-        arguments.pop("deep_supervision")
         stock = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
         own = "medmae.nnunet.unet.MissingChannelsUNet"
         return {
             "network_class_name": own if settings.modality_dropout > 0 else stock,
-            "arch_kwargs": arguments,
-            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            "arch_kwargs": named_arguments(model.config),
+            "_kw_requires_import": list(IMPORTED),
         }
     plan = model.plan.model_copy(update={"modalities": tuple(channels)})
     return {

@@ -77,7 +77,7 @@ def as_bm_mae(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 def as_nnunet(model: MaskedAutoencoder, channels: int | None = None) -> dict[str, Any]:
     """``network_weights`` and ``nnssl_adaptation_plan`` (tensors and plain types only), ``spark_weights`` for SparK."""
-    from medmae.models.cnn import ConvolutionalMAE, unet_arguments
+    from medmae.models.cnn import IMPORTED, ConvolutionalMAE, named_arguments
 
     if not isinstance(model, ConvolutionalMAE) or model.config.network != "resenc":
         raise refused(model, "nnunet", "resenc-mae and spark on the network resenc")
@@ -91,26 +91,14 @@ def as_nnunet(model: MaskedAutoencoder, channels: int | None = None) -> dict[str
                 mean = weights[key].mean(1, keepdim=True)
                 weights[key] = mean.repeat(1, channels, 1, 1, 1) * (inputs / channels)
         inputs = channels
-    described = unet_arguments(model.config)
-    arguments = {
-        **described,
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "nonlin": "torch.nn.LeakyReLU",
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "n_blocks_per_stage": list(model.config.blocks),
-        "n_conv_per_stage_decoder": [model.config.decoder_convs] * (len(model.config.features) - 1),
-    }
-    arguments.pop("deep_supervision")  # the trainer's to decide
     image = model.plan.image
     content: dict[str, Any] = {
         "network_weights": weights,
         "nnssl_adaptation_plan": {
             "architecture_plans": {
                 "arch_class_name": "ResEncL" if is_large(model) else "ResidualEncoderUNet",
-                "arch_kwargs": arguments,
-                "arch_kwargs_requiring_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                "arch_kwargs": named_arguments(model.config),
+                "arch_kwargs_requiring_import": list(IMPORTED),
             },
             "pretrain_plan": {
                 "configurations": {
