@@ -453,8 +453,9 @@ def predict_features(
 @command
 def nnunet_path() -> Outcome:
     """The folder that nnU-Net searches for the trainer."""
-    folder = Path(medmae.__file__).parent / "nnunet" / "plugin"
-    return Outcome({"nnUNet_extTrainer": str(folder)}, [str(folder)])
+    from medmae.nnunet.finding import plugin_folder
+
+    return Outcome({"nnUNet_extTrainer": str(plugin_folder())}, [str(plugin_folder())])
 
 
 @nnunet.command("plan", epilog="Example: medmae nnunet plan Dataset004_Hippocampus -c RUN -o $nnUNet_preprocessed")

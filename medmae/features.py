@@ -16,7 +16,7 @@ from medmae.models.base import MaskedAutoencoder
 from medmae.models.tokens import token_grid
 from medmae.plan import Triple
 from medmae.synthesis.floors import foreground
-from medmae.synthesis.windows import corners_inside, window_size, window_starts
+from medmae.synthesis.windows import corners_inside, window_layout, window_size
 
 Pool = Literal["mean", "cls"]
 _VOXELS = {"cpu": 2**20, "cuda": 2**24}  # of the windows that run together
@@ -69,11 +69,7 @@ def layout_of(
     """Windows side by side over a study: (n, 3) first voxels of those that hold foreground, and the images and the
     foreground padded so that all of them lie within."""
     window = window_size(model)
-    starts = [window_starts(n, w, 0.0) for n, w in zip(seen.shape, window, strict=True)]
-    low = [max(0, -s[0]) for s in starts]
-    high = [max(0, s[-1] + w - n) for s, w, n in zip(starts, window, seen.shape, strict=True)]
-    around = list(zip(low, high, strict=True))
-    starts = [[start + before for start in s] for s, before in zip(starts, low, strict=True)]
+    starts, around = window_layout(seen.shape, window, overlap=0.0)
     occupied = np.pad(seen, around)
     corners = corners_inside(starts, (0, 0, 0), window, occupied)
     return corners, {m: np.pad(a, around) for m, a in arrays.items()}, occupied

@@ -27,6 +27,7 @@ import medmae
 from medmae.cohort.labels import Label, read_labels
 from medmae.cohort.opening import open_data
 from medmae.cohort.prepared import PreparedStudy
+from medmae.cohort.sampling import stratified_folds
 from medmae.curves import draw
 from medmae.errors import InputError, Problem, TrainingError
 from medmae.features import Pool, inside, layout_of, mean_of, study_features
@@ -36,6 +37,7 @@ from medmae.models.base import MaskedAutoencoder
 from medmae.models.heads import Head
 from medmae.outcomes import Outcome, Survival, classes_of, survival_labels
 from medmae.synthesis.volumes import pick_device
+from medmae.training.schedules import warmed
 
 log = logging.getLogger(__name__)
 
@@ -223,10 +225,6 @@ def splits_of(
     problems: list[Problem],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(training, held-out) rows of each fold; by the table's column ``fold`` where there is one."""
-    import warnings
-
-    from sklearn.model_selection import StratifiedGroupKFold
-
     groups = np.array([label.subject for label in labels])
     try:
         given = {label.study: label.value for label in read_labels(table, "fold", studies, [])}
@@ -248,8 +246,8 @@ def splits_of(
         if len(set(names)) < 2:
             raise InputError("one fold only", where=table, field="fold", found=names[0])
         return [(np.flatnonzero(names != n), np.flatnonzero(names == n)) for n in sorted(set(names))]
-    count = min([folds, *(len(set(groups[strata == s])) for s in set(strata))])
-    if count < 2:
+    found = stratified_folds(strata, list(groups), folds, seed)
+    if found is None:
         sizes = {int(s): len(set(groups[strata == s])) for s in set(strata)}
         raise InputError(
             "a class with too few subjects to train on and to hold out",
@@ -258,12 +256,9 @@ def splits_of(
             expected="at least two",
             problems=problems,
         )
-    if count < folds:
-        log.info("%d folds instead of %d: the rarest class has no more subjects", count, folds)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # counts studies; subjects were counted above
-        found = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, groups)
-        return list(found)
+    if len(found) < folds:
+        log.info("%d folds instead of %d: the rarest class has no more subjects", len(found), folds)
+    return found
 
 
 @dataclass
@@ -316,7 +311,7 @@ class Fold:
         losses: list[float] = []
         for epoch in range(settings.epochs):
             for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * factor(epoch, settings)
+                group["lr"] = lr * warmed(epoch, settings.epochs, settings.warmup)
             total = 0.0
             for batch in np.array_split(rng.permutation(train), math.ceil(len(train) / settings.batch_size)):
                 if frozen is not None:
@@ -383,14 +378,6 @@ class Fold:
             (folder / "fold.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
         replace_folder(self.folder, self.folder.with_name(f".{self.folder.name}.previous"), fill)
-
-
-def factor(epoch: int, settings: HeadSettings) -> float:
-    """Of the rate: linear warm-up, then a cosine to 0."""
-    warm = settings.warmup * settings.epochs
-    if epoch < warm:
-        return (epoch + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(settings.epochs - warm, 1)))
 
 
 def scored(

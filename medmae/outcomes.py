@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medmae.cohort.labels import Label
 from medmae.errors import InputError, Problem
+from medmae.probes import measure
 
 _SEPARATORS = ";|"  # between the labels of a study that has several
 _BINS = 10  # of time, at quantiles of the events
@@ -57,16 +58,25 @@ class Outcome(ABC):
 
 
 @dataclass
-class Classes(Outcome):
-    """One of ``names``, each weighted by the inverse of its frequency (``weights``)."""
+class Named(Outcome):
+    """What has ``names``, each with a weight in the loss once training studies are known."""
 
     names: list[str]
     weights: list[float] | None = None
-    kind: ClassVar[str] = "classes"
     metrics: ClassVar[tuple[str, ...]] = ("auc", "average_precision", "balanced_accuracy")
 
     def __post_init__(self) -> None:
         self.columns, self.outputs = [f"p_{name}" for name in self.names], len(self.names)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "names": self.names, "weights": self.weights}
+
+
+@dataclass
+class Classes(Named):
+    """One of ``names``, each weighted by the inverse of its frequency (``weights``)."""
+
+    kind: ClassVar[str] = "classes"
 
     def target(self, label: Label) -> np.ndarray:
         return np.array(self.names.index(label.value))
@@ -80,8 +90,6 @@ class Classes(Outcome):
         return found
 
     def measure(self, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        from medmae.probes import measure
-
         return measure(predicted, truth.astype(int), "classify")
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
@@ -91,21 +99,12 @@ class Classes(Outcome):
         counts = np.bincount(targets.astype(int), minlength=len(self.names)).clip(min=1)
         return Classes(self.names, [float(w) for w in len(targets) / (len(self.names) * counts)])
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "names": self.names, "weights": self.weights}
-
 
 @dataclass
-class Labels(Outcome):
+class Labels(Named):
     """Any of ``names``, in cells such as ``oedema;necrosis``; an empty set is written ``none``."""
 
-    names: list[str]
-    weights: list[float] | None = None
     kind: ClassVar[str] = "labels"
-    metrics: ClassVar[tuple[str, ...]] = ("auc", "average_precision", "balanced_accuracy")
-
-    def __post_init__(self) -> None:
-        self.columns, self.outputs = [f"p_{name}" for name in self.names], len(self.names)
 
     def target(self, label: Label) -> np.ndarray:
         mine = several(label.value)
@@ -120,8 +119,6 @@ class Labels(Outcome):
         return found
 
     def measure(self, predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        from medmae.probes import measure
-
         each = []
         for i in range(len(self.names)):
             if 0 < truth[:, i].sum() < len(truth):
@@ -136,9 +133,6 @@ class Labels(Outcome):
     def fitted(self, targets: np.ndarray) -> Labels:
         positive = targets.sum(0).clip(min=1)
         return Labels(self.names, [float(w) for w in ((len(targets) - positive) / positive).clip(0.1, 10)])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "names": self.names, "weights": self.weights}
 
 
 @dataclass

@@ -25,6 +25,7 @@ import torch
 import medmae
 from medmae.cohort.labels import Label, as_numbers, read_labels
 from medmae.cohort.opening import open_data
+from medmae.cohort.sampling import stratified_folds
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.features import Pool, study_features, study_statistics
 from medmae.files import explained, strict, write_atomically, write_text
@@ -271,20 +272,13 @@ def grouped(
     truth: np.ndarray, groups: Sequence[str], scores: ProbeScores, folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Stratified folds by group; fewer than asked for where a class has fewer groups, None where it has one."""
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold
 
-    who = np.array(groups)
     if scores.task == "regress":
-        count = min(folds, len(set(groups)))
+        count, who = min(folds, len(set(groups))), np.array(groups)
         return None if count < 2 else list(GroupKFold(count, shuffle=True, random_state=seed).split(truth, truth, who))
-    count = min(folds, *(len(set(who[truth == c])) for c in range(len(scores.classes))))
-    if count < 2:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer studies than folds; groups are counted
-        splits = list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(truth, truth, who))
-    whole = set(range(len(scores.classes)))
-    return splits if all(set(truth[train]) == whole for train, _ in splits) else None
+    splits, whole = stratified_folds(truth, groups, folds, seed), set(range(len(scores.classes)))
+    return splits if splits and all(set(truth[train]) == whole for train, _ in splits) else None
 
 
 def cross_predict(

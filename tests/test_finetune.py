@@ -20,8 +20,8 @@ from medmae.cli import app
 from medmae.cohort.labels import Label
 from medmae.curves import kaplan_meier
 from medmae.errors import CheckpointError, InputError
-from medmae.finetune import factor
 from medmae.outcomes import Classes, Labels, Survival, concordance, outcome_of, several
+from medmae.training.schedules import warmed
 from tests.test_probes import labelled, prepared  # noqa: F401
 
 LINEAR = HeadSettings(mode="linear", epochs=60, batch_size=32, weight_decay=1.0)
@@ -211,7 +211,6 @@ def test_classes_weigh_the_inverse_of_their_frequency() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    settings = HeadSettings(epochs=20, warmup=0.25)
-    rates = [factor(e, settings) for e in range(20)]
+    rates = [warmed(e, 20, 0.25) for e in range(20)]
     assert rates[:5] == pytest.approx([(e + 1) / 6 for e in range(5)])
     assert rates[5] == 1 and rates[-1] < 0.05 and all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False))

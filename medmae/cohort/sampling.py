@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
+
+import numpy as np
 
 
 class HasSubject(Protocol):
@@ -35,3 +38,21 @@ def split_subjects(studies: Sequence[AnyStudy], share: float, seed: int) -> tupl
         [study for study in studies if study.subject not in held_back],
         [study for study in studies if study.subject in held_back],
     )
+
+
+def stratified_folds(
+    strata: np.ndarray, subjects: Sequence[str], folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """(training, held-out) rows of each fold: every subject is held out once, ``strata`` (n,) are spread evenly.
+
+    Fewer folds than asked for where a stratum has fewer subjects; None where one has a single subject.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    who = np.array(subjects)
+    count = min([folds, *(len(set(who[strata == s])) for s in set(strata))])
+    if count < 2:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of strata with fewer studies than folds; subjects are counted
+        return list(StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(strata, strata, who))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medmae.errors import MedmaeError, PlanError
 from medmae.masking import sample_mask
-from medmae.models.base import Images, MAEOutput, MaskedAutoencoder
+from medmae.models.base import Images, MAEOutput, MaskedAutoencoder, own_names
 from medmae.models.losses import hidden_squares
 from medmae.models.tokens import token_grid
 from medmae.plan import Plan, Section, Triple
@@ -101,6 +101,25 @@ def named_arguments(config: CnnConfig) -> dict[str, Any]:
 
 
 IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")  # of them, those that are import paths
+
+
+STEM = "encoder.stem.convs.0.conv.weight"  # of the first layer, which alone knows the channels
+
+
+def stem_names(network: nn.Module) -> list[str]:
+    """Every name under which the first layer's weight stands in the state dict."""
+    return [name for name, own in own_names(network).items() if own == STEM]
+
+
+def fit_channels(weight: Tensor, known: Sequence[str], channels: Sequence[str]) -> tuple[Tensor, str]:
+    """(out, in, ...) for ``channels`` instead of ``known``, and what was done."""
+    mean = weight.mean(1) * (len(known) / len(channels))
+    named = [c for c in channels if c in known]
+    columns = [weight[:, list(known).index(c)] if c in known else mean for c in channels]
+    how = f"{', '.join(named)} by name" if named else ""
+    if rest := [c for c in channels if c not in known]:
+        how += f"{'; ' if how else ''}{', '.join(rest)} from the mean of {', '.join(known)}"
+    return torch.stack(columns, dim=1), how
 
 
 class ConvolutionalMAE(MaskedAutoencoder):

@@ -21,6 +21,7 @@ from medmae.errors import InputError
 from medmae.files import write_text
 from medmae.models.base import MaskedAutoencoder
 from medmae.models.cnn import IMPORTED, ConvolutionalMAE, named_arguments
+from medmae.nnunet.finding import KEY
 from medmae.plan import Finetuning, Image, Triple
 
 CONFIGURATION = "3d_fullres"
@@ -240,7 +241,7 @@ def build_plans(
         "experiment_planner_used": "medmae",
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": properties,
-        "medmae": {
+        KEY: {
             "checkpoint": checkpoint,
             "model": model.plan.name,
             "channels": list(dataset.channels),

@@ -16,8 +16,8 @@ import torch
 from medmae.cohort.study import Study
 from medmae.errors import CheckpointError, InputError, MedmaeError, Problem
 from medmae.files import explained
+from medmae.nnunet.finding import KEY, environment
 from medmae.nnunet.segment import PredictedSegmentation
-from medmae.nnunet.trainer import KEY, environment
 from medmae.synthesis.reconstruct import Reconstructed, collect
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import medmae
 from medmae.errors import TrainingError
 from medmae.files import explained
+from medmae.nnunet.finding import KEY, environment
 from medmae.nnunet.plans import CONFIGURATION, TRAINER, Dataset, build_plans, read_dataset, save_plans
-from medmae.nnunet.trainer import environment
 from medmae.plan import Finetuning, Plan, Triple
 from medmae.synthesis.volumes import pick_device
 
@@ -61,7 +61,7 @@ class FinetunedSegmentation:
 
 
 def write_plans(
-    dataset: str | Path,
+    dataset: str | Path | Dataset,
     checkpoint: str | Path,
     preprocessed: str | Path,
     *,
@@ -75,14 +75,15 @@ def write_plans(
     validation_steps: int = 50,
     seed: int = 0,
 ) -> Path:
-    """Write nnU-Net plans for ``dataset`` (an nnU-Net raw folder) that begin with ``checkpoint``; returns their file.
+    """Write nnU-Net plans for ``dataset`` that begin with ``checkpoint``; returns their file.
 
+    ``dataset``: an nnU-Net raw folder, or what was read of it (:func:`medmae.nnunet.plans.read_dataset`).
     ``preprocessed`` is nnU-Net's folder of that name. The data set's fingerprint is taken by nnU-Net, which checks
     the data too. ``overrides``: ``key=value`` for the plan's ``finetuning`` section. ``from_scratch``: the same
     without the weights. See :func:`medmae.nnunet.plans.build_plans` for the others.
     """
     model = medmae.load(checkpoint)
-    found = read_dataset(dataset, modalities)
+    found = dataset if isinstance(dataset, Dataset) else read_dataset(dataset, modalities)
     settings = finetuning_of(model.plan, overrides)
     preprocessed = Path(preprocessed)
     with explained(preprocessed):
@@ -151,12 +152,12 @@ def finetune_segment(
     out = Path(out)
     if epochs is not None:
         overrides = [*overrides, f"epochs={epochs}"]
+    found = read_dataset(dataset, modalities)
     file = write_plans(
-        dataset,
+        found,
         checkpoint,
         out / "preprocessed",
         from_scratch=from_scratch,
-        modalities=modalities,
         overrides=overrides,
         spacing=spacing,
         patch=patch,
@@ -164,7 +165,7 @@ def finetune_segment(
         validation_steps=validation_steps,
         seed=seed,
     )
-    found, plans = read_dataset(dataset, modalities), json.loads(file.read_text(encoding="utf-8"))
+    plans = json.loads(file.read_text(encoding="utf-8"))
     paths = {
         "nnUNet_raw": str(found.folder.resolve().parent),
         "nnUNet_preprocessed": str((out / "preprocessed").resolve()),
@@ -174,7 +175,7 @@ def finetune_segment(
     result = FinetunedSegmentation(
         out / "results" / found.name / f"{TRAINER}__{plans['plans_name']}__{CONFIGURATION}", file
     )
-    total = plans["medmae"]["finetuning"]["epochs"]
+    total = plans[KEY]["finetuning"]["epochs"]
     chosen = pick_device(device).type
     for fold in folds:
         arguments = [str(found.number), CONFIGURATION, str(fold), "-tr", TRAINER, "-p", plans["plans_name"]]
@@ -223,7 +224,7 @@ def run(
     module, function = COMMANDS[command].split(":")
     code = f"import sys; from {module} import {function} as go; sys.argv = ['nnUNet', *sys.argv[1:]]; go()"
     env = {**environment(), **paths}
-    env.setdefault("nnUNet_n_proc_DA", "0" if command == "train" and not cuda_asked(arguments) else "1")
+    env.setdefault("nnUNet_n_proc_DA", "0" if command == "train" and "cuda" not in arguments else "1")
     env.setdefault("nnUNet_def_n_proc", "1")
     env.setdefault("nnUNet_compile", "f")
     env["PYTHONUNBUFFERED"] = "1"
@@ -254,10 +255,6 @@ def run(
             found=reason(list(last)),
             remedy="--debug shows all that it said; what was finished is kept, --resume goes on.",
         )
-
-
-def cuda_asked(arguments: Sequence[str]) -> bool:
-    return "cuda" in arguments
 
 
 def reason(lines: list[str]) -> str:

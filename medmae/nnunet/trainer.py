@@ -7,8 +7,6 @@ trainers and networks by name, in processes of its own, and passes nothing else 
 from __future__ import annotations
 
 import json
-import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,10 @@ from torch import nn
 
 import medmae
 from medmae.errors import InputError
+from medmae.nnunet.finding import KEY
 from medmae.nnunet.transfer import transfer
 from medmae.plan import Finetuning
-
-POLY = 0.9  # nnU-Net's exponent
-KEY = "medmae"
+from medmae.training.schedules import warmed
 
 
 class Schedule:
@@ -33,23 +30,14 @@ class Schedule:
     def __init__(self, optimizer: torch.optim.Optimizer, settings: Finetuning, epochs: int) -> None:
         self.optimizer, self.settings, self.epochs = optimizer, settings, epochs
 
-    def factor(self, epoch: float) -> float:
-        """What the rate is multiplied with in ``epoch`` (from 0)."""
-        warm = self.settings.warmup * self.epochs
-        if epoch < warm:
-            return (epoch + 1) / (warm + 1)
-        share = (epoch - warm) / max(self.epochs - warm, 1)
-        if self.settings.decay == "poly":
-            return float((1 - share) ** POLY)
-        return 0.5 * (1 + math.cos(math.pi * share))
-
     def step(self, current_step: int | None = None) -> None:
         """Set the rates of epoch ``current_step``, as nnU-Net calls its scheduler."""
         epoch = current_step or 0
+        factor = warmed(epoch, self.epochs, self.settings.warmup, self.settings.decay)
         frozen = epoch < round(self.settings.freeze * self.epochs)
         for group in self.optimizer.param_groups:
             held = frozen and group["pretrained"]
-            group["lr"] = 0.0 if held else self.settings.lr * self.factor(epoch) * group["scale"]
+            group["lr"] = 0.0 if held else self.settings.lr * factor * group["scale"]
 
 
 class nnUNetTrainerMedMAE(nnUNetTrainer):
@@ -169,18 +157,3 @@ def parameter_groups(network: nn.Module, settings: Finetuning, given: set[int]) 
         }
         for (pretrained, decays, scale), parameters in groups.items()
     ]
-
-
-def plugin_folder() -> Path:
-    """The folder to name in ``nnUNet_extTrainer``."""
-    return Path(__file__).parent / "plugin"
-
-
-def environment(base: dict[str, str] | None = None) -> dict[str, str]:
-    """``os.environ`` (or ``base``) with the plug-in's folder among ``nnUNet_extTrainer``."""
-    found = dict(os.environ if base is None else base)
-    folders = [f for f in found.get("nnUNet_extTrainer", "").split(os.pathsep) if f]
-    if str(plugin_folder()) not in folders:
-        folders.append(str(plugin_folder()))
-    found["nnUNet_extTrainer"] = os.pathsep.join(folders)
-    return found

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from medmae.errors import CheckpointError
 from medmae.models.base import MaskedAutoencoder, own_names
 from medmae.models.bm_mae import BMMAE
-from medmae.models.cnn import ConvolutionalMAE
+from medmae.models.cnn import STEM, ConvolutionalMAE, fit_channels, stem_names
 from medmae.models.hi_end_mae import HiEndMAE
 
-STEM = "encoder.stem.convs.0.conv.weight"
 _HEADS = ".seg_layers."
 
 
@@ -99,20 +98,8 @@ def unet_weights(
     if tuple(channels) == model.modalities:
         return wanted, {}
     fitted, how = fit_channels(state[STEM], model.modalities, channels)
-    first = own_names(model.network)[STEM]
-    repeats = [k for k, own in own_names(model.network).items() if own == first]
+    repeats = stem_names(model.network)
     return {**wanted, **dict.fromkeys(repeats, fitted)}, dict.fromkeys(repeats, how)
-
-
-def fit_channels(weight: Tensor, known: Sequence[str], channels: Sequence[str]) -> tuple[Tensor, str]:
-    """(out, in, ...) for ``channels`` instead of ``known``, and what was done."""
-    mean = weight.mean(1) * (len(known) / len(channels))
-    named = [c for c in channels if c in known]
-    columns = [weight[:, list(known).index(c)] if c in known else mean for c in channels]
-    how = f"{', '.join(named)} by name" if named else ""
-    if rest := [c for c in channels if c not in known]:
-        how += f"{'; ' if how else ''}{', '.join(rest)} from the mean of {', '.join(known)}"
-    return torch.stack(columns, dim=1), how
 
 
 def bm_mae_weights(model: BMMAE, channels: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

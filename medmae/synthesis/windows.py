@@ -82,6 +82,18 @@ def window_starts(size: int, window: int, overlap: float, reach: int = 0) -> lis
     return [round(s) for s in np.linspace(first, last, math.ceil((last - first) / stride) + 1)]
 
 
+def window_layout(
+    shape: Sequence[int], window: Triple, overlap: float, reach: Sequence[int] = (0, 0, 0)
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """The windows' first voxels along each axis, and the voxels (before, after) to pad a volume of ``shape`` with, so
+    that all of them lie within however they are moved by up to ``reach``. The starts count in the padded volume."""
+    starts = [window_starts(n, w, overlap, r) for n, w, r in zip(shape, window, reach, strict=True)]
+    low = [max(0, r - s[0]) for s, r in zip(starts, reach, strict=True)]
+    high = [max(0, s[-1] + r + w - n) for s, r, w, n in zip(starts, reach, window, shape, strict=True)]
+    moved = [[start + before for start in s] for s, before in zip(starts, low, strict=True)]
+    return moved, list(zip(low, high, strict=True))
+
+
 def blending_weight(window: Triple) -> Tensor:
     """(D, H, W) float32: a separable Gaussian with its peak at the window's centre, nowhere below ``FLOOR``."""
     axes = []
@@ -143,12 +155,7 @@ def predict_volume(
     offsets = patch_shifts(model.grid_multiple, settings.shifts if shifts is None else shifts)
     window, device = window_size(model), torch.device(device)
     reach = [max(abs(offset[axis]) for offset in offsets) for axis in range(3)]
-    starts = [window_starts(n, w, overlap, r) for n, w, r in zip(shape, window, reach, strict=True)]
-    # Zeros around the volume, so that every window of every placement lies within.
-    low = [max(0, r - s[0]) for s, r in zip(starts, reach, strict=True)]
-    high = [max(0, s[-1] + r + w - n) for s, r, w, n in zip(starts, reach, window, shape, strict=True)]
-    around = list(zip(low, high, strict=True))
-    starts = [[start + before for start in s] for s, before in zip(starts, low, strict=True)]
+    starts, around = window_layout(shape, window, overlap, reach)
     occupied = np.pad(np.ones(shape, bool) if foreground is None else foreground, around)
     padded = {m: torch.from_numpy(np.pad(np.asarray(a, np.float32), around)) for m, a in images.items()}
     weight = blending_weight(window)
@@ -161,7 +168,7 @@ def predict_volume(
             total, batch = blend(model, padded, means, torch.from_numpy(corners), weight, batch, device)
             placements += total > 0
             run += len(corners)
-    within = tuple(slice(before, before + n) for before, n in zip(low, shape, strict=True))
+    within = tuple(slice(before, before + n) for (before, _), n in zip(around, shape, strict=True))
     arrays = {m: (mean / placements.clamp(min=1))[within].numpy() for m, mean in means.items()}
     for m, array in arrays.items():
         if not np.isfinite(array).all():

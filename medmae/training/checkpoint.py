@@ -43,6 +43,18 @@ def save_checkpoint(
     return run / FOLDER
 
 
+def facts_of(plan: Plan) -> dict[str, Any]:
+    """What every ``metadata.json`` begins with: the model and the space it works in."""
+    return {
+        "format": 1,
+        "method": plan.method,
+        "modalities": list(plan.modalities),
+        "plan": plan.model_dump(mode="json"),
+        "plan_hash": plan.hash(),
+        "image": plan.image.model_dump(mode="json"),
+    }
+
+
 def write_weights(folder: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
     """The weights and the metadata that describes them, with their hash."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}

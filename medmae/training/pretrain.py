@@ -39,7 +39,15 @@ from medmae.plan import Plan
 from medmae.progress import progress_callback
 from medmae.training.augment import augment
 from medmae.training.batches import Batch, Crops, prefetch, sample_rng, to_device
-from medmae.training.checkpoint import FOLDER, PREVIOUS, find_checkpoint, load_weights, read_state, save_checkpoint
+from medmae.training.checkpoint import (
+    FOLDER,
+    PREVIOUS,
+    facts_of,
+    find_checkpoint,
+    load_weights,
+    read_state,
+    save_checkpoint,
+)
 from medmae.training.monitor import Monitor
 from medmae.training.previews import write_preview
 from medmae.training.schedules import lr_factor, make_optimizer
@@ -378,12 +386,7 @@ class Loop:
     def metadata(self, monitor: Monitor) -> dict[str, Any]:
         """What a checkpoint tells of itself: no paths, no study names."""
         return {
-            "format": 1,
-            "method": self.plan.method,
-            "modalities": list(self.plan.modalities),
-            "plan": self.plan.model_dump(mode="json"),
-            "plan_hash": self.plan.hash(),
-            "image": self.plan.image.model_dump(mode="json"),
+            **facts_of(self.plan),
             "intensity": self.cohort.typical_scales(),
             "data": {
                 "fingerprint": self.cohort.fingerprint,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from medmae.plan import Training
+
+POLY = 0.9  # nnU-Net's exponent
 
 
 def lr_factor(training: Training, step: int, steps_per_epoch: int) -> float:
@@ -21,7 +23,7 @@ def lr_factor(training: Training, step: int, steps_per_epoch: int) -> float:
     if training.schedule == "constant":
         return 1.0
     if training.schedule == "poly":
-        return float(max(0.0, 1.0 - epoch / training.epochs) ** 0.9)
+        return float(max(0.0, 1.0 - epoch / training.epochs) ** POLY)
     if training.schedule == "min-warmup-cosine":
         rise = (epoch + 1) / training.warmup_epochs if training.warmup_epochs else 1.0
         return min(rise, 0.5 * (math.cos(math.pi * epoch / (training.cosine_epochs or training.epochs)) + 1.0))
@@ -30,6 +32,16 @@ def lr_factor(training: Training, step: int, steps_per_epoch: int) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(training.epochs * steps_per_epoch - warmup, 1))
     return 0.5 * (math.cos(math.pi * done) + 1.0)
+
+
+def warmed(epoch: float, epochs: int, warmup: float, decay: Literal["poly", "cosine"] = "cosine") -> float:
+    """Factor on the rate in ``epoch`` (from 0) of a fine-tuning: linear over the share ``warmup`` of all, then
+    ``poly``, (1 − t)^0.9 as nnU-Net has it, or a cosine to 0."""
+    warm = warmup * epochs
+    if epoch < warm:
+        return (epoch + 1) / (warm + 1)
+    share = (epoch - warm) / max(epochs - warm, 1)
+    return float((1 - share) ** POLY) if decay == "poly" else 0.5 * (1 + math.cos(math.pi * share))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from medmae.errors import MedmaeError
-from medmae.files import explained
+from medmae.files import write_atomically
 from medmae.models.base import MaskedAutoencoder
 from medmae.plan import Plan
 from medmae.weights import bm_mae
 from medmae.weights.importing import load
-
-STEM = "encoder.stem.convs.0"
 
 
 @dataclass
@@ -60,11 +58,7 @@ def export(
             f"nnU-Net: nnUNetv2_train DATASET 3d_fullres FOLD -p PLANS -pretrained_weights {file}\n"
             "(plans with the same stages, features and blocks; see the adaptation plan in the file)"
         )
-    with explained(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        torch.save(content, partial)
-        partial.replace(file)
+    write_atomically(file, lambda path: torch.save(content, path))
     return ExportReport(file, to, len(content.get("network_weights", content)), hint)
 
 
@@ -77,19 +71,15 @@ def as_bm_mae(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 def as_nnunet(model: MaskedAutoencoder, channels: int | None = None) -> dict[str, Any]:
     """``network_weights`` and ``nnssl_adaptation_plan`` (tensors and plain types only), ``spark_weights`` for SparK."""
-    from medmae.models.cnn import IMPORTED, ConvolutionalMAE, named_arguments
+    from medmae.models.cnn import IMPORTED, STEM, ConvolutionalMAE, fit_channels, named_arguments, stem_names
 
     if not isinstance(model, ConvolutionalMAE) or model.config.network != "resenc":
         raise refused(model, "nnunet", "resenc-mae and spark on the network resenc")
     weights = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
     inputs = len(model.modalities)
     if channels is not None and channels != inputs:
-        for key in [
-            k for k in weights if k.startswith(STEM) or k.startswith(f"decoder.encoder.{STEM.split('.', 1)[1]}")
-        ]:
-            if weights[key].ndim == 5:
-                mean = weights[key].mean(1, keepdim=True)
-                weights[key] = mean.repeat(1, channels, 1, 1, 1) * (inputs / channels)
+        fitted, _ = fit_channels(weights[STEM], model.modalities, [f"new {i}" for i in range(channels)])
+        weights |= dict.fromkeys(stem_names(model.network), fitted)
         inputs = channels
     image = model.plan.image
     content: dict[str, Any] = {
@@ -113,7 +103,7 @@ def as_nnunet(model: MaskedAutoencoder, channels: int | None = None) -> dict[str
             "recommended_downstream_patchsize": list(image.crop),
             "key_to_encoder": "encoder.stages",
             "key_to_stem": "encoder.stem",
-            "keys_to_in_proj": [f"{STEM}.conv", f"{STEM}.all_modules.0"],
+            "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
             "key_to_lpe": None,
         },
     }

@@ -19,7 +19,7 @@ from medmae.errors import CheckpointError
 from medmae.files import write_text
 from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.plan import Plan
-from medmae.training.checkpoint import METADATA, WEIGHTS, read_checkpoint, write_weights
+from medmae.training.checkpoint import METADATA, WEIGHTS, facts_of, read_checkpoint, write_weights
 
 CONFIG = "config.json"
 _PAPERS = {
@@ -60,12 +60,7 @@ def described(model: MaskedAutoencoder) -> dict[str, Any]:
     """The model's metadata; of a model that was never trained, what its plan tells."""
     plan = model.plan
     own = {
-        "format": 1,
-        "method": plan.method,
-        "modalities": list(plan.modalities),
-        "plan": plan.model_dump(mode="json"),
-        "plan_hash": plan.hash(),
-        "image": plan.image.model_dump(mode="json"),
+        **facts_of(plan),
         "versions": {"medmae": medmae.__version__},
         "licence_note": "Weights carry the terms of the data they were trained on.",
     }

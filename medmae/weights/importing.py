@@ -17,7 +17,7 @@ from medmae.errors import CheckpointError
 from medmae.files import explained, write_text
 from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import create
-from medmae.training.checkpoint import compare, file_hash, read_checkpoint, save_checkpoint
+from medmae.training.checkpoint import compare, facts_of, file_hash, read_checkpoint, save_checkpoint
 from medmae.weights import bm_mae, hi_end_mae, nnssl
 
 FAMILIES: tuple[ModuleType, ...] = (bm_mae, hi_end_mae, nnssl)
@@ -118,12 +118,7 @@ def read_published(file: Path, allow_partial: bool) -> tuple[MaskedAutoencoder, 
 def describe(model: MaskedAutoencoder, family: ModuleType, file: Path) -> dict[str, Any]:
     plan = model.plan
     return {
-        "format": 1,
-        "method": plan.method,
-        "modalities": list(plan.modalities),
-        "plan": plan.model_dump(mode="json"),
-        "plan_hash": plan.hash(),
-        "image": plan.image.model_dump(mode="json"),
+        **facts_of(plan),
         "imported": {"family": family.NAME, "sha256": file_hash(file)},
         "versions": {"medmae": medmae.__version__, "torch": torch.__version__},
         "licence_note": family.LICENCE,

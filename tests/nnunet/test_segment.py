@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import medmae
 from medmae.cli import app
 from medmae.errors import TrainingError
+from medmae.nnunet.finding import environment
 from medmae.nnunet.segment import run
-from medmae.nnunet.trainer import environment
 from tests.nnunet.conftest import MODELS
 
 QUICK = ["--epochs", "2", "--steps", "2", "--validation-steps", "1", "--device", "cpu"]

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from medmae.errors import InputError
-from medmae.nnunet.trainer import Schedule, drop_channels, environment, parameter_groups, plugin_folder
+from medmae.nnunet.finding import environment, plugin_folder
+from medmae.nnunet.trainer import Schedule, drop_channels, parameter_groups
 from medmae.plan import Finetuning
 from tests.nnunet.test_unetr import segmenter
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from medmae.errors import CheckpointError
 from medmae.models.base import MaskedAutoencoder
+from medmae.models.cnn import STEM, fit_channels
 from medmae.nnunet.plans import Dataset, build_plans
-from medmae.nnunet.transfer import STEM, fit_channels, transfer
+from medmae.nnunet.transfer import transfer
 from medmae.nnunet.unet import MissingChannelsUNet
 from medmae.plan import Finetuning
 from tests.nnunet.conftest import MODELS, model_of
