@@ -2,7 +2,8 @@
 
     python pipelines/segment_missing_modalities.py OUT [--checkpoint RUN] [--quick]
 
-On the demonstration's cohort. Leaves ``combinations.csv``: the held-out studies' Dice of the lesions for each subset.
+On the demonstration's cohort. A second model is fine-tuned alike but for the dropout, to see what the dropout costs
+where nothing is missing. Leaves ``combinations.csv``: the held-out studies' Dice of the lesions for each subset.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import csv
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +20,8 @@ import numpy as np
 from segment_with_few_labels import join_labels
 
 import medmae
+
+DROPOUT = 0.5  # share of the steps that lose some of the channels
 
 
 def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
@@ -28,36 +32,49 @@ def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
         checkpoint = medmae.pretrain(cohort.train, "bm-mae-tiny", out / "run", max_steps=steps, resume=True).run
     dataset = medmae.make_dataset(cohort.train, out / "Dataset302_Lesions", incomplete=True).folder
     join_labels(dataset)
-    result = medmae.finetune_segment(
-        dataset,
-        checkpoint,
-        out / "model",
-        overrides=["modality_dropout=0.7"],
-        epochs=1 if quick else 12,
-        steps_per_epoch=2 if quick else 50,
-        validation_steps=1 if quick else 5,
-    )
+    models = {
+        dropout: medmae.finetune_segment(
+            dataset,
+            checkpoint,
+            out / f"dropout-{dropout}",
+            overrides=[f"modality_dropout={dropout}"],
+            epochs=1 if quick else 12,
+            steps_per_epoch=2 if quick else 50,
+            validation_steps=1,
+        ).model
+        for dropout in (DROPOUT, 0)
+    }
     modalities = medmae.load(checkpoint).modalities
     subsets = [s for n in range(1, len(modalities) + 1) for s in itertools.combinations(modalities, n)]
     rows = []
     for subset in subsets[-2:] if quick else subsets:
-        name = "+".join(subset)
-        studies = out / "subsets" / name
-        for study in sorted(cohort.held_out.iterdir()):
-            for modality in subset:
-                if (study / f"{modality}.nii.gz").exists():
-                    (studies / study.name).mkdir(parents=True, exist_ok=True)
-                    shutil.copy(study / f"{modality}.nii.gz", studies / study.name)
-        made = medmae.predict_segment([studies], result.model, out / "segmented" / name, mirror=False)
-        scores = [
-            dice(file, cohort.held_out / file.name.removesuffix(".nii.gz") / "seg.nii.gz") for file in made.written
-        ]
-        rows.append({"modalities": name, "studies": len(scores), "dice": float(np.mean(scores))})
-        print(rows[-1])
+        studies = link(cohort.held_out, subset, out / "subsets" / "+".join(subset))
+        for dropout, model in models.items():
+            if dropout or subset == modalities:
+                made = medmae.predict_segment(
+                    [studies], model, out / f"segmented-{dropout}" / studies.name, mirror=False
+                )
+                scores = [
+                    dice(f, cohort.held_out / f.name.removesuffix(".nii.gz") / "seg.nii.gz") for f in made.written
+                ]
+                row = {"modalities": studies.name, "dropout": dropout, "studies": len(scores)}
+                rows.append({**row, "dice": float(np.mean(scores))})
+                print(rows[-1])
     with (out / "combinations.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def link(scans: Path, subset: Sequence[str], out: Path) -> Path:
+    """The studies of ``scans`` that have all of ``subset``, with nothing else."""
+    for study in sorted(scans.iterdir()):
+        files = [study / f"{modality}.nii.gz" for modality in subset]
+        if all(file.exists() for file in files):
+            (out / study.name).mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copy(file, out / study.name)
+    return out
 
 
 def dice(predicted: Path, truth: Path) -> float:
