@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from medmae.synthesis.evaluate import evaluate_synthesis as evaluate_synthesis
     from medmae.synthesis.reconstruct import reconstruct as reconstruct
     from medmae.synthesis.reconstruct import reconstruct_volumes as reconstruct_volumes
+    from medmae.synthesis.refining import finetune_synthesis as finetune_synthesis
     from medmae.training.pretrain import pretrain as pretrain
     from medmae.weights.exporting import export as export
     from medmae.weights.hub import from_pretrained as from_pretrained
@@ -84,6 +85,7 @@ _HOME = {
     "finetune_classify": "medmae.finetune",
     "finetune_survive": "medmae.finetune",
     "finetune_segment": "medmae.nnunet.segment",
+    "finetune_synthesis": "medmae.synthesis.refining",
     "find_studies": "medmae.cohort.layouts",
     "from_pretrained": "medmae.weights.hub",
     "import_weights": "medmae.weights.importing",

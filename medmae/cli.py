@@ -204,6 +204,13 @@ def reconstruct(
     ] = None,
     format: Annotated[Literal["nifti"], typer.Option(help="What to write.")] = "nifti",
     report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty/--no-uncertainty", help="Also its intervals, with a checkpoint that knows them."),
+    ] = True,
+    anomaly: Annotated[
+        bool, typer.Option("--anomaly", help="Also a map of where the images given are not what is expected.")
+    ] = False,
     device: Device = "auto",
     precision: Precision = None,
 ) -> Outcome:
@@ -218,13 +225,15 @@ def reconstruct(
             images=given,
             format=format,
             report=report,
+            uncertainty=uncertainty,
+            anomaly=anomaly,
             device=device,
             precision=precision,
             on_progress=on_progress,
         )
     lines = [str(path) for path in (*result.written, *result.reports)]
-    usable = len(result.written) + len(result.skipped)
-    return Outcome(result.to_json(), lines, [*result.skipped, *result.failed], usable, len(result.failed))
+    usable, told = len(result.written) + len(result.skipped), [*result.skipped, *result.warnings, *result.failed]
+    return Outcome(result.to_json(), lines, told, usable, len(result.failed))
 
 
 Dataset = Annotated[
@@ -335,6 +344,45 @@ HeadEpochs = Annotated[int | None, typer.Option(min=1, help="20, or 200 of a lin
 Rate = Annotated[float, typer.Option(min=0, help="Learning rate of the encoder.")]
 Batch = Annotated[int, typer.Option(min=1, help="Studies a step.")]
 Dropout = Annotated[float, typer.Option(min=0, max=1, help="Chance that a study loses modalities in a step.")]
+
+
+@finetune.command("synthesis", epilog="Example: medmae finetune synthesis SCANS --checkpoint RUN -o OUT")
+@command
+def finetune_synthesis(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Scans in any supported layout, or a cohort.", show_default=False)
+    ],
+    checkpoint: Checkpoint,
+    out: Out,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a field of the plan's refining section.", show_default=False
+        ),
+    ] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Stop earlier.", show_default=False)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a training stopped.")] = False,
+    device: Device = "auto",
+    precision: Precision = None,
+    seed: Seed = 0,
+) -> Outcome:
+    """Sharpen what a checkpoint synthesises, and calibrate how far it can be trusted."""
+    result = medmae.finetune_synthesis(
+        data,
+        checkpoint,
+        out,
+        overrides=settings or (),
+        max_steps=max_steps,
+        device=device,
+        precision=precision,
+        resume=resume,
+        seed=seed,
+    )
+    lines = str(result).splitlines()
+    if result.interrupted:
+        lines[0] += f": stopped after {result.steps} steps; continue with --resume"
+    failed = sum(problem.fatal for problem in result.problems)
+    return Outcome(result.to_json(), lines, result.problems, 1, failed, result.interrupted)
 
 
 @finetune.command("classify", epilog="Example: medmae finetune classify labels.csv --data SCANS -c RUN -o OUT")

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medmae.cohort.prepared import PreparedStudy
 from medmae.errors import InputError
 from medmae.models.base import MaskedAutoencoder
 from medmae.models.tokens import token_grid
 from medmae.plan import Triple
-from medmae.synthesis.floors import foreground
+from medmae.synthesis.floors import Case, foreground
 from medmae.synthesis.windows import corners_inside, window_layout, window_size
 
 Pool = Literal["mean", "cls"]
@@ -24,7 +23,7 @@ _VOXELS = {"cpu": 2**20, "cuda": 2**24}  # of the windows that run together
 
 def study_features(
     model: MaskedAutoencoder,
-    study: PreparedStudy,
+    study: Case,
     *,
     pool: Pool = "mean",
     device: torch.device | str = "cpu",
@@ -121,7 +120,7 @@ def pooled(
     return deepest.float().permute(0, 2, 3, 4, 1).flatten(0, 3), of_place
 
 
-def study_statistics(study: PreparedStudy, modalities: tuple[str, ...]) -> np.ndarray:
+def study_statistics(study: Case, modalities: tuple[str, ...]) -> np.ndarray:
     """What needs no network: the foreground's volume (mm³) and extent (mm) and, of each modality, mean, deviation and
     five percentiles of the normalised intensities in it (0 where it is absent)."""
     arrays = {m: study.array(m).astype(np.float32) for m in modalities if m in study.modalities}

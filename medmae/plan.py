@@ -190,6 +190,28 @@ class Finetuning(Section):
     feature_size: int = Field(32, gt=0)  # channels of the finest level of a transformer's decoder
 
 
+class Refining(Section):
+    """The network that sharpens a synthesis (``medmae finetune synthesis``) and its training.
+
+    ``width``: channels at the finest of ``levels`` resolutions, doubled at each coarser one. ``combinations``: how
+    many sets of given modalities are practised on each study (0: every one). ``ssim``: weight of 1 - SSIM beside the
+    absolute error. Rates rise over the share ``warmup`` of the steps and fall by a cosine.
+    """
+
+    width: int = Field(24, gt=0)
+    levels: int = Field(3, gt=0)
+    crop: Triple = (64, 64, 64)
+    combinations: int = Field(0, ge=0)
+    epochs: int = Field(40, gt=0)
+    steps_per_epoch: int = Field(250, gt=0)
+    batch_size: int = Field(4, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: float = Field(0.05, ge=0, lt=1)
+    ssim: float = Field(0.5, ge=0)
+    validation_share: float = Field(0.2, gt=0, lt=1)
+
+
 class Plan(Section):
     """Everything that decides what is trained. See the module's docstring."""
 
@@ -204,6 +226,7 @@ class Plan(Section):
     training: Training = Training()
     reconstruction: Reconstruction = Reconstruction()
     finetuning: Finetuning = Finetuning()
+    refining: Refining = Refining()
 
     @model_validator(mode="after")
     def _modalities_are_named_once(self) -> Plan:

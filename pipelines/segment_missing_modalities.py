@@ -38,7 +38,7 @@ def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
             checkpoint,
             out / f"dropout-{dropout}",
             overrides=[f"modality_dropout={dropout}"],
-            epochs=1 if quick else 12,
+            epochs=1 if quick else 8,
             steps_per_epoch=2 if quick else 50,
             validation_steps=1,
         ).model

@@ -37,8 +37,10 @@ class MaskedAutoencoder(nn.Module, ModelHubMixin, ABC):
     """A method behind the interface that training and synthesis use.
 
     ``plan`` is the plan it was built from, ``metadata`` what a checkpoint tells of its training (empty for a new
-    model). ``save_pretrained(folder)`` and ``push_to_hub("owner/name")`` share it, ``from_pretrained`` gets it back
-    (huggingface_hub's mixin). ``grid_multiple``: image sizes must be multiples of it.
+    model), ``companions`` what came with it and works on its output (``refiner``, a network; ``familiar``, tensors that
+    describe the training studies): no part of it, and not in its state dict. ``save_pretrained(folder)`` and
+    ``push_to_hub("owner/name")`` share it, ``from_pretrained`` gets it back (huggingface_hub's mixin).
+    ``grid_multiple``: image sizes must be multiples of it.
     """
 
     grid_multiple: tuple[int, int, int]
@@ -47,10 +49,16 @@ class MaskedAutoencoder(nn.Module, ModelHubMixin, ABC):
         super().__init__()
         self.plan = plan
         self.metadata: dict[str, Any] = {}
+        self.companions: dict[str, Any] = {}
 
     @property
     def modalities(self) -> tuple[str, ...]:
         return self.plan.modalities
+
+    @property
+    def mask_unit(self) -> tuple[int, int, int]:
+        """Voxels that one entry of a mask stands for."""
+        return self.grid_multiple
 
     @abstractmethod
     def forward(

@@ -141,6 +141,10 @@ class ConvolutionalMAE(MaskedAutoencoder):
         self.grid_multiple = tuple(math.lcm(stride, unit) for unit in config.mask_unit)  # type: ignore[assignment]
         self.network = make_unet(config, len(plan.modalities), len(plan.modalities))
 
+    @property
+    def mask_unit(self) -> Triple:
+        return self.config.mask_unit
+
     @abstractmethod
     def features(self, x: Tensor, hidden: Tensor) -> list[Tensor]:
         """The encoder's outputs, shallow to deep, for ``x`` (B, M, D, H, W) and a mask (B, M, gD, gH, gW)."""

@@ -21,6 +21,7 @@ _SHARED = {
     "dropout",
     "heads",
     "losses",
+    "refiner",
     "sparse",
     "tokens",
     "unetr",

@@ -23,9 +23,10 @@ from medmae.cohort.prepared import Cohort, is_cohort
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
+from medmae.synthesis.predicting import predict_study
 from medmae.synthesis.scores import SynthesisScores
-from medmae.synthesis.volumes import check_targets, pick_device
-from medmae.synthesis.windows import Synthesiser, predict_volume
+from medmae.synthesis.volumes import calibration_of, check_targets, pick_device
+from medmae.synthesis.windows import Synthesiser
 
 log = logging.getLogger(__name__)
 
@@ -156,30 +157,51 @@ def score_study(
     lesion = study.label(lesion_label) > 0 if lesion_label in study.labels else None
     truths = {m: Truth(arrays[m], brain) for m in wanted}
     zscored = model.plan.image.intensity.scheme == "zscore-nonzero"
+    trust = calibration_of(model)
     for inputs in combinations(names):
         asked = [t for t in wanted if t not in inputs]
         if not asked:
             continue
         shown = {m: arrays[m] for m in inputs}
         seen = foreground(shown)
-        predicted = predict_volume(model, shown, asked, foreground=seen if zscored else None, device=device).arrays
+        made = predict_study(
+            model, shown, asked, foreground=seen if zscored else None, device=device, doubt=trust is not None
+        )
         for target in asked:
-            predictions = {"model": predicted[target]}
+            predictions = {"model": made.arrays[target]}
             if floors is not None:
                 mean = floors.mean(target, seen, study.affine)
                 linear = floors.regression.predict(shown, inputs, target)
                 predictions |= {k: v for k, v in (("mean", mean), ("regression", linear)) if v is not None}
             for name, array in predictions.items():
                 array = np.where(seen, array, 0) if zscored else array
+                width = None
+                if name == "model" and trust is not None and made.doubt is not None:
+                    width = trust.half_width(made.doubt[target], target, len(inputs))
                 yield {
                     "study": study.id,
                     "target": target,
                     "inputs": "+".join(inputs),
                     "predictor": name,
                     **_columns(truths[target], array, lesion),
+                    **_trusted(arrays[target], array, width, brain & seen, lesion),
                     "grid": grid_energy_ratio(array, model.grid_multiple, brain),
                     "grid_residual": grid_energy_ratio(array - arrays[target], model.grid_multiple, brain),
                 }
+
+
+def _trusted(
+    truth: np.ndarray, prediction: np.ndarray, width: np.ndarray | None, brain: np.ndarray, lesion: np.ndarray | None
+) -> dict[str, float | None]:
+    """Share of the brain's voxels within the interval, and its mean half-width in the brain and in lesions; None
+    without intervals."""
+    found: dict[str, float | None] = {"coverage": None, "width": None, "lesion_width": None}
+    if width is not None and brain.any():
+        found["coverage"] = float((np.abs(truth - prediction) <= width)[brain].mean())
+        found["width"] = float(width[brain].mean())
+        inside = None if lesion is None else lesion & brain
+        found["lesion_width"] = None if inside is None or not inside.any() else float(width[inside].mean())
+    return found
 
 
 def _columns(truth: Truth, prediction: np.ndarray, lesion: np.ndarray | None) -> dict[str, Any]:

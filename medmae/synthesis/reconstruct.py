@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import medmae
 from medmae.cohort.layouts import find_studies
 from medmae.cohort.modalities import canonical_modality
@@ -33,12 +35,13 @@ log = logging.getLogger(__name__)
 @dataclass
 class Reconstructed:
     """What was written. ``failed``: studies without an output, each with its reason; ``skipped``: studies that lack
-    nothing; ``reports``: the pages, one a study."""
+    nothing; ``reports``: the pages, one a study; ``warnings``: studies that are not to be trusted as usual."""
 
     written: list[Path] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
     reports: list[Path] = field(default_factory=list)
     skipped: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +49,7 @@ class Reconstructed:
             "reports": [str(path) for path in self.reports],
             "failed": [vars(problem) for problem in self.failed],
             "skipped": [vars(problem) for problem in self.skipped],
+            "warnings": [vars(problem) for problem in self.warnings],
         }
 
 
@@ -58,6 +62,8 @@ def reconstruct(
     images: Mapping[str, str | Path] | None = None,
     format: str = "nifti",
     report: bool = False,
+    uncertainty: bool = True,
+    anomaly: bool = False,
     device: str = "auto",
     precision: str | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
@@ -69,8 +75,15 @@ def reconstruct(
     model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is synthesised
     from its other modalities. ``images`` {modality: file} adds to a single study, or replaces its files; without
     ``studies`` they are the study, named after their folder. Outputs have the affine and the shape of the study's
-    first modality in the model's order (of those it was synthesised from). Files that exist are replaced. A study
-    that fails is reported, and the others are written; :class:`MedmaeError` when nothing can be done at all.
+    first modality in the model's order (of those it was synthesised from). Files that exist are replaced.
+
+    ``uncertainty``: with a checkpoint that was calibrated (``medmae finetune synthesis``), also
+    ``<study>_<modality>_uncertainty.nii.gz``, half the width of each voxel's 90 % interval in the synthesis' units, and
+    a warning for images unlike those of training. ``anomaly``: also ``<study>_anomaly.nii.gz``, where the modalities
+    that are there are not what the model expects (see :mod:`medmae.synthesis.anomaly`), for studies that lack nothing
+    too.
+
+    A study that fails is reported, and the others are written; :class:`MedmaeError` when nothing can be done at all.
     """
     if format != "nifti":
         raise InputError("an output format that is not there", field="format", found=format, expected="nifti")
@@ -88,12 +101,12 @@ def reconstruct(
         if on_progress:
             on_progress(done, len(found), study.id)
         known = [m for m in model.modalities if m in study.images]
-        if not targets and len(known) == len(model.modalities):
+        if not targets and len(known) == len(model.modalities) and not anomaly:
             remedy = "Name a --target to synthesise it from the others."
             result.skipped.append(Problem("lacks no modality", study.id, remedy=remedy, fatal=False))
             continue
         try:
-            _one_study(study, model, out, targets, provenance, report, device, precision, result)
+            Work(study, model, out, targets, provenance, report, uncertainty, anomaly, device, precision, result).do()
         except MedmaeError as error:
             where = study.id if error.problem.where is None else f"{study.id}: {error.problem.where}"
             result.failed.append(Problem(**{**vars(error.problem), "where": where}))
@@ -101,7 +114,7 @@ def reconstruct(
             result.failed.append(Problem(type(error).__name__, study.id, found=str(error) or None))
     if on_progress:
         on_progress(len(found), len(found), "")
-    for problem in result.skipped:
+    for problem in (*result.skipped, *result.warnings):
         log.info("%s", problem)
     if not result.written and (result.failed or result.skipped):
         problems = result.failed or result.skipped
@@ -152,40 +165,147 @@ def with_images(found: Sequence[Study], images: Mapping[str, str | Path], named:
     return replace(found[0], images={**found[0].images, **files})
 
 
-def _one_study(
-    study: Study,
-    model: Synthesiser,
-    out: Path,
-    targets: Sequence[str],
-    provenance: dict[str, Any],
-    report: bool,
-    device: str,
-    precision: str | None,
-    result: Reconstructed,
-) -> None:
-    volumes: dict[str, Volume] = {m: read_image(study.images[m]) for m in model.modalities if m in study.images}
-    if len(volumes) == 1 and len(targets) > 1:  # one target may be impossible without the others being so
-        alone = next(iter(volumes))
-        if alone in targets:
-            found = f"only {alone}"
-            result.failed.append(Problem("nothing to synthesise this target from", study.id, alone, found=found))
-            targets = [t for t in targets if t != alone]
-    syntheses = reconstruct_volumes(model, volumes, targets, device=device, precision=precision)
-    hashes = {m: file_hash(study.images[m]) for m in volumes}
-    for target, synthesis in syntheses.items():
-        path = out / f"{study.id}_{target}.nii.gz"
-        car = side_car(synthesis, provenance, hashes)
-        # The side-car first: no synthesised image ever lies there without its mark.
-        write_text(path.with_name(f"{study.id}_{target}.json"), json.dumps(car, indent=2) + "\n")
-        with explained(path):
-            write_nifti(synthesis.volume, path)
-        result.written.append(path)
-    if report:
-        from medmae.synthesis.report import write_report
+@dataclass
+class Work:
+    """One study's synthesis from files to files."""
 
-        page = out / f"{study.id}.html"
-        write_report(page, study.id, volumes, syntheses, provenance, model.plan.image.intensity, hashes)
-        result.reports.append(page)
+    study: Study
+    model: Synthesiser
+    out: Path
+    targets: Sequence[str]
+    provenance: dict[str, Any]
+    report: bool
+    uncertainty: bool
+    anomaly: bool
+    device: str
+    precision: str | None
+    result: Reconstructed
+
+    def do(self) -> None:
+        study, model = self.study, self.model
+        volumes: dict[str, Volume] = {m: read_image(study.images[m]) for m in model.modalities if m in study.images}
+        self.hashes = {m: file_hash(study.images[m]) for m in volumes}
+        targets = self.possible(volumes)
+        lacking = [m for m in model.modalities if m not in volumes]
+        syntheses: dict[str, Synthesis] = {}
+        if targets or lacking or not self.anomaly:
+            syntheses = reconstruct_volumes(
+                model,
+                volumes,
+                targets,
+                device=self.device,
+                precision=self.precision,
+                uncertainty=self.uncertainty,
+            )
+        strange = self.strange(syntheses)
+        for target, synthesis in syntheses.items():
+            self.write(target, synthesis, strange)
+        if self.anomaly:
+            self.write_anomaly(volumes)
+        if self.report and syntheses:
+            from medmae.synthesis.report import write_report
+
+            page = self.out / f"{study.id}.html"
+            intensity = model.plan.image.intensity
+            write_report(page, study.id, volumes, syntheses, self.provenance, intensity, self.hashes)
+            self.result.reports.append(page)
+
+    def possible(self, volumes: Mapping[str, Volume]) -> list[str]:
+        """The targets that there is something to synthesise from: one may be impossible without the others being."""
+        alone = next(iter(volumes), None)
+        if len(volumes) > 1 or len(self.targets) < 2 or alone not in self.targets:
+            return list(self.targets)
+        what = "nothing to synthesise this target from"
+        self.result.failed.append(Problem(what, self.study.id, alone, found=f"only {alone}"))
+        return [t for t in self.targets if t != alone]
+
+    def strange(self, syntheses: Mapping[str, Synthesis]) -> dict[str, float]:
+        """How unlike training each image is; beyond the limit a warning."""
+        from medmae.models.base import MaskedAutoencoder
+        from medmae.synthesis.familiar import LIMIT, InMemory, strangeness
+
+        model = self.model
+        found: dict[str, float] = {}
+        if not self.uncertainty or not isinstance(model, MaskedAutoencoder) or "familiar" not in model.companions:
+            return {}
+        for synthesis in syntheses.values():
+            inside = {m: a for m, a in synthesis.study.arrays.items() if m not in found}
+            case = InMemory(self.study.id, inside, synthesis.study.grid.affine)
+            found |= strangeness(model, case, pick_device(self.device)) if inside else {}
+        for modality, value in found.items():
+            if value > LIMIT:
+                self.result.warnings.append(
+                    Problem(
+                        "unlike the images that the model was trained on: its synthesis was never checked on such",
+                        self.study.id,
+                        modality,
+                        found=f"{value:.1f} times the farthest training image's distance to its nearest other",
+                        expected=f"at most {LIMIT}",
+                        remedy="Look at the image and at the synthesis before using it.",
+                        fatal=False,
+                    )
+                )
+        return found
+
+    def write(self, target: str, synthesis: Synthesis, strange: Mapping[str, float]) -> None:
+        """The synthesis and, where it is known, its uncertainty, each with its side-car."""
+        path = self.out / f"{self.study.id}_{target}.nii.gz"
+        car = side_car(synthesis, self.provenance, self.hashes)
+        if strange:
+            car["distance_from_training"] = {m: round(strange[m], 3) for m in synthesis.sources if m in strange}
+        if synthesis.uncertainty is not None:
+            beside = path.with_name(f"{self.study.id}_{target}_uncertainty.nii.gz")
+            car["uncertainty"] = self.trusted(synthesis, beside.name)
+            self.write_marked(synthesis.uncertainty, beside, {**self.mark("uncertainty", target), **car["uncertainty"]})
+        self.write_marked(synthesis.volume, path, car)
+
+    def trusted(self, synthesis: Synthesis, file: str) -> dict[str, Any]:
+        """What the side-car says of the intervals."""
+        from medmae.synthesis.trust import LEVEL
+
+        known = self.model.metadata["calibration"]
+        assert synthesis.half_width is not None
+        seen = synthesis.half_width[synthesis.foreground]
+        return {
+            "file": file,
+            "level": LEVEL,
+            "meaning": "half the width of the interval around the synthesis that holds the truth at this level",
+            "median_half_width_sd": float(np.median(seen)) if seen.size else None,
+            "calibrated_on_subjects": known["studies"],
+            "coverage_of_subjects_left_out": (known["coverage"] or {}).get(str(LEVEL)),
+        }
+
+    def write_anomaly(self, volumes: Mapping[str, Volume]) -> None:
+        """The heat map, on the grid of the first modality."""
+        from medmae.synthesis.anomaly import anomaly_of
+
+        path = self.out / f"{self.study.id}_anomaly.nii.gz"
+        found, sources = anomaly_of(self.model, volumes, self.device, self.precision)
+        car = {
+            **self.mark("anomaly", None),
+            "meaning": "root mean square over the modalities of image minus expectation; 1 is typical of this study",
+            "sources": {m: {"sha256": self.hashes[m]} for m in sources},
+        }
+        self.write_marked(found, path, car)
+
+    def mark(self, kind: str, target: str | None) -> dict[str, Any]:
+        """What every side-car says of a map."""
+        return {
+            "synthetic": True,
+            "kind": kind,
+            **({"target": target} if target else {}),
+            "warning": "Computed by a model, not acquired. Not for diagnosis.",
+            "checkpoint": self.provenance["checkpoint"],
+            "version": self.provenance["version"],
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def write_marked(self, volume: Volume, path: Path, car: Mapping[str, Any]) -> None:
+        """The side-car first: no image that a model made ever lies there without its mark."""
+        write_text(path.with_name(f"{path.name.removesuffix('.nii.gz')}.json"), json.dumps(car, indent=2) + "\n")
+        with explained(path):
+            write_nifti(volume, path)
+        self.result.written.append(path)
 
 
 def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -219,6 +339,7 @@ def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mappin
             "window": list(synthesis.window),
             "windows": synthesis.windows,
             "patch_grid_shifts": [list(shift) for shift in synthesis.shifts],
+            "refined": synthesis.refined,
         },
     }
 
@@ -229,10 +350,10 @@ def provenance_of(model: Synthesiser, checkpoint: str | Path | Synthesiser) -> d
     if known is None and isinstance(checkpoint, str | Path) and Path(checkpoint).is_file():
         known = file_hash(Path(checkpoint))
     plan = model.plan
-    return {
-        "version": f"medmae {medmae.__version__}",
-        "checkpoint": {"hash": known, "plan": plan.name, "plan_hash": plan.hash(), "method": plan.method},
-    }
+    told = {"hash": known, "plan": plan.name, "plan_hash": plan.hash(), "method": plan.method}
+    if "refiner" in model.metadata:
+        told["refiner_hash"] = model.metadata["refiner"]["sha256"]
+    return {"version": f"medmae {medmae.__version__}", "checkpoint": told}
 
 
 def file_hash(path: Path) -> str:

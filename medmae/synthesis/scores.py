@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 METRICS = ("psnr", "ssim", "mae")
 LESION_METRICS = tuple(f"lesion_{m}" for m in METRICS)
 GRID = ("grid", "grid_residual")
+TRUST = ("coverage", "width", "lesion_width")
 HEADINGS = {"psnr": "PSNR, dB", "ssim": "SSIM", "mae": "MAE, sd", "lesion_mae": "MAE in lesions, sd"}
 PREDICTORS = ("model", "mean", "regression")
 LABELS = {"model": "model", "mean": "mean of training", "regression": "linear regression"}
@@ -31,6 +32,8 @@ UNITS = {
     "mae": "standard deviations of the normalised truth",
     "grid": "energy at the patch frequency relative to neighbouring frequencies; about 1 without a grid",
     "grid_residual": "the same of prediction minus truth",
+    "coverage": "share of brain voxels whose truth lies in the model's 90 % interval; none without a calibration",
+    "width": "half of that interval's width, in standard deviations, averaged over the brain (lesion_width: lesions)",
 }
 
 
@@ -70,7 +73,7 @@ class SynthesisScores:
                 rows = predictors[predictor]
                 entry = {"target": target, "inputs": inputs, "predictor": predictor, "studies": len(rows)}
                 entry["lesion_studies"] = sum(row["lesion_voxels"] is not None for row in rows)
-                for metric in (*METRICS, *LESION_METRICS, *GRID):
+                for metric in (*METRICS, *LESION_METRICS, *GRID, *TRUST):
                     values = [row[metric] for row in rows if _usable(row[metric])]
                     entry[metric] = float(np.mean(values)) if values else None
                     entry[f"{metric}_std"] = float(np.std(values)) if values else None

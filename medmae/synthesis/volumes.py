@@ -14,7 +14,9 @@ from medmae.imaging.geometry import resample
 from medmae.imaging.space import ModelStudy, to_model_space
 from medmae.imaging.volume import Grid, Volume
 from medmae.synthesis.floors import foreground
-from medmae.synthesis.windows import Synthesiser, Triple, predict_volume
+from medmae.synthesis.predicting import predict_study, refiner_of
+from medmae.synthesis.trust import Calibration
+from medmae.synthesis.windows import Synthesiser, Triple
 
 UNITS = {
     "scanner-units-of-training-cohort": "normalised prediction x std + mean, where mean and std are typical of this "
@@ -33,7 +35,10 @@ class Synthesis:
     ``volume``: on the grid of the study's ``like`` modality (the first of ``sources`` in model order), float32, in
     ``units`` (a key of :data:`UNITS`), exactly 0 outside the foreground. ``array``: the same in the model's space
     (``study.grid``), normalised. ``foreground``: there, (D, H, W) bool: where some input is not background.
-    ``windows`` passes of size ``window`` over the ``shifts`` of the patch grid made it.
+    ``windows`` passes of size ``window`` over the ``shifts`` of the patch grid made it, then a refiner if ``refined``.
+    ``uncertainty``: on the same grid and in the same units, half the width of the interval that holds the truth of
+    nine voxels in ten (see :mod:`medmae.synthesis.trust`); None where it was not asked for or the checkpoint was never
+    calibrated. ``half_width``: the same in the model's space.
     """
 
     target: str
@@ -49,6 +54,9 @@ class Synthesis:
     window: Triple
     windows: int
     shifts: tuple[Triple, ...]
+    refined: bool = False
+    uncertainty: Volume | None = None
+    half_width: np.ndarray | None = None
 
 
 def reconstruct_volumes(
@@ -58,11 +66,14 @@ def reconstruct_volumes(
     *,
     device: str | torch.device = "auto",
     precision: str | None = None,
+    uncertainty: bool = False,
 ) -> dict[str, Synthesis]:
     """Synthesise ``targets`` (default: what the model knows and ``volumes`` lacks) from a study's volumes.
 
     A target that is among ``volumes`` is not looked at while it is synthesised: it is predicted from all the others.
-    Modalities the model does not know are left aside. ``precision`` "32" (default) or "bf16". Raises
+    Modalities the model does not know are left aside. ``precision`` "32" (default) or "bf16". ``uncertainty``: also
+    the width of the intervals, which takes about twice as long; nothing of a checkpoint that was never calibrated
+    (``medmae finetune synthesis``). Raises
     :class:`InputError` for a target the model never saw, when nothing is left to predict from, and when the volumes
     do not lie in one frame of reference.
     """
@@ -92,29 +103,44 @@ def reconstruct_volumes(
                 remedy=f"Add one of {', '.join(m for m in model.modalities if m != group[0])}.",
             )
         given = {m: known[m] for m in sources}
-        for synthesis in _synthesise(model, given, group, device, precision or "32"):
+        for synthesis in _synthesise(model, given, group, device, precision or "32", uncertainty):
             results[synthesis.target] = synthesis
     return {target: results[target] for target in wanted}
 
 
 def _synthesise(
-    model: Synthesiser, volumes: dict[str, Volume], targets: list[str], device: torch.device, precision: str
+    model: Synthesiser,
+    volumes: dict[str, Volume],
+    targets: list[str],
+    device: torch.device,
+    precision: str,
+    uncertainty: bool,
 ) -> list[Synthesis]:
     study = to_model_space(volumes, model.plan.image)
     scheme = model.plan.image.intensity.scheme
     seen = foreground(study.arrays) if scheme == "zscore-nonzero" else None
-    windowed = predict_volume(model, study.arrays, targets, foreground=seen, device=device, precision=precision)
+    trust = calibration_of(model) if uncertainty else None
+    predicted = predict_study(
+        model, study.arrays, targets, foreground=seen, device=device, precision=precision, doubt=trust is not None
+    )
     sources = tuple(volumes)
     like = volumes[sources[0]].grid
     native = None if seen is None else native_foreground(volumes, like)
     results = []
     for target in targets:
-        array = windowed.arrays[target]
+        array = predicted.arrays[target]
         units, mean, std = units_of(model, target)
         # Interpolated before the background is cut: values beside the brain are then as smooth as inside it.
         volume = study.to_native(array, like, None)
         values = volume.array if mean is None or std is None else volume.array * std + mean
         inside = values if native is None else np.where(native, values, 0)
+        width, spread = None, None
+        if trust is not None and predicted.doubt is not None:
+            width = trust.half_width(predicted.doubt[target], target, len(sources))
+        if width is not None:
+            width = width if seen is None else np.where(seen, width, 0)
+            there = study.to_native(width, like, None).array * (1 if std is None else std)
+            spread = volume.with_array((there if native is None else np.where(native, there, 0)).astype(np.float32))
         results.append(
             Synthesis(
                 target=target,
@@ -127,12 +153,21 @@ def _synthesise(
                 study=study,
                 array=array if seen is None else np.where(seen, array, 0),
                 foreground=np.ones(array.shape, bool) if seen is None else seen,
-                window=windowed.window,
-                windows=windowed.windows,
-                shifts=windowed.shifts,
+                window=predicted.coarse.window,
+                windows=predicted.coarse.windows,
+                shifts=predicted.coarse.shifts,
+                refined=refiner_of(model) is not None,
+                uncertainty=spread,
+                half_width=width,
             )
         )
     return results
+
+
+def calibration_of(model: Synthesiser) -> Calibration | None:
+    """What the checkpoint knows of its errors."""
+    found = model.metadata.get("calibration")
+    return Calibration.from_json(found) if found else None
 
 
 def native_foreground(volumes: Mapping[str, Volume], like: Grid) -> np.ndarray:

@@ -40,10 +40,12 @@ class Synthesiser(Protocol):
 
 @dataclass(frozen=True)
 class Windowed:
-    """Predictions of a whole volume and how they came about: ``arrays`` {target: (D, H, W) float32}, the window's
-    size, how many windows were run, and the offsets of the patch grid (voxels)."""
+    """Predictions of a whole volume and how they came about: ``arrays`` {target: (D, H, W) float32}, their ``spread``
+    (standard deviation over the placements of the patch grid, the same shapes), the window's size, how many windows
+    were run, and the offsets of the patch grid (voxels)."""
 
     arrays: dict[str, np.ndarray]
+    spread: dict[str, np.ndarray]
     window: Triple
     windows: int
     shifts: tuple[Triple, ...]
@@ -160,16 +162,18 @@ def predict_volume(
     padded = {m: torch.from_numpy(np.pad(np.asarray(a, np.float32), around)) for m, a in images.items()}
     weight = blending_weight(window)
     batch = batch or max(1, (_CPU_VOXELS if device.type == "cpu" else _CUDA_VOXELS) // math.prod(window))
-    means = {m: torch.zeros(occupied.shape) for m in targets}
+    means, squares = ({m: torch.zeros(occupied.shape) for m in targets} for _ in range(2))
     placements, run = torch.zeros(occupied.shape), 0
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for offset in offsets:
             corners = corners_inside(starts, offset, window, occupied)
-            total, batch = blend(model, padded, means, torch.from_numpy(corners), weight, batch, device)
+            total, batch = blend(model, padded, means, squares, torch.from_numpy(corners), weight, batch, device)
             placements += total > 0
             run += len(corners)
     within = tuple(slice(before, before + n) for (before, _), n in zip(around, shape, strict=True))
-    arrays = {m: (mean / placements.clamp(min=1))[within].numpy() for m, mean in means.items()}
+    count = placements.clamp(min=1)
+    arrays = {m: (mean / count)[within].numpy() for m, mean in means.items()}
+    spread = {m: spread_of(squares[m][within] / count[within], arrays[m]) for m in means}
     for m, array in arrays.items():
         if not np.isfinite(array).all():
             raise MedmaeError(
@@ -177,19 +181,27 @@ def predict_volume(
                 field=m,
                 remedy="Try --precision 32; if it stays, the checkpoint is damaged or its training diverged.",
             )
-    return Windowed(arrays, window, run, offsets)
+    return Windowed(arrays, spread, window, run, offsets)
+
+
+def spread_of(mean_square: Tensor, mean: np.ndarray) -> np.ndarray:
+    """Standard deviation from the mean of squares; rounding may leave a little less than nothing."""
+    variance: np.ndarray = mean_square.numpy() - mean.astype(np.float32) ** 2
+    return np.sqrt(np.maximum(variance, 0, dtype=np.float32))
 
 
 def blend(
     model: Synthesiser,
     images: Mapping[str, Tensor],
     means: Mapping[str, Tensor],
+    squares: Mapping[str, Tensor],
     corners: Tensor,
     weight: Tensor,
     batch: int,
     device: torch.device,
 ) -> tuple[Tensor, int]:
-    """Run one placement of the windows and add its blended prediction to ``means`` {target: (D, H, W)}.
+    """Run one placement of the windows and add its blended prediction to ``means`` {target: (D, H, W)}, its square to
+    ``squares``.
 
     ``corners`` (n, 3): the windows' first voxels in ``images`` {modality: (D, H, W)}. Each placement is normalised
     by itself and counts alike at every voxel: a sum over all placements would favour the one whose window happens to
@@ -218,5 +230,7 @@ def blend(
             sum_.view(-1).index_add_(0, flat, (predicted[m][:, 0] * weight).flatten())
         done += len(index)
     for m, sum_ in sums.items():
-        means[m] += sum_ / torch.where(total > 0, total, 1.0)
+        placed = sum_ / torch.where(total > 0, total, 1.0)
+        means[m] += placed
+        squares[m] += placed * placed
     return total, batch

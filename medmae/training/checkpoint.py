@@ -21,11 +21,13 @@ from torch import Tensor
 from medmae.errors import CheckpointError
 from medmae.files import replace_folder
 from medmae.models.base import MaskedAutoencoder, without_repeats
+from medmae.models.refiner import Refiner
 from medmae.models.zoo import create
-from medmae.plan import Plan
+from medmae.plan import Plan, Refining
 
 FOLDER, PREVIOUS = "checkpoint", "checkpoint-previous"
 WEIGHTS, METADATA, STATE = "model.safetensors", "metadata.json", "training_state.pt"
+COMPANIONS = {"refiner": "refiner.safetensors", "familiar": "familiar.safetensors"}
 
 
 def save_checkpoint(
@@ -38,6 +40,29 @@ def save_checkpoint(
         write_weights(folder, weights, metadata)
         if state is not None:
             torch.save(state, folder / STATE)
+
+    replace_folder(run / FOLDER, run / PREVIOUS, fill)
+    return run / FOLDER
+
+
+def save_refined(
+    run: Path,
+    weights: Mapping[str, Tensor],
+    companions: Mapping[str, Mapping[str, Tensor]],
+    metadata: dict[str, Any],
+    state: dict[str, Any],
+) -> Path:
+    """:func:`save_checkpoint` of a model with what came with it, {name of :data:`COMPANIONS`: tensors}; their hashes
+    go into ``metadata[name]``."""
+
+    def fill(folder: Path) -> None:
+        described = dict(metadata)
+        for name, tensors in companions.items():
+            file = folder / COMPANIONS[name]
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, file)
+            described[name] = {**metadata.get(name, {}), "sha256": file_hash(file)}
+        write_weights(folder, weights, described)
+        torch.save(state, folder / STATE)
 
     replace_folder(run / FOLDER, run / PREVIOUS, fill)
     return run / FOLDER
@@ -103,7 +128,29 @@ def read_checkpoint(path: Path) -> tuple[MaskedAutoencoder, Path]:
     model = create(Plan.load(metadata["plan"]))
     load_weights(model, folder / WEIGHTS)
     model.metadata = metadata
+    for name in COMPANIONS:
+        if name in metadata:
+            model.companions[name] = read_companion(folder, name, metadata[name])
     return model.eval(), folder
+
+
+def read_companion(folder: Path, name: str, facts: Mapping[str, Any]) -> Any:
+    """What came with a model: the refiner as a network, anything else as its tensors. Raises
+    :class:`CheckpointError` when the file is not the one that ``facts`` describe."""
+    file = folder / COMPANIONS[name]
+    if not file.is_file() or file_hash(file) != facts["sha256"]:
+        raise CheckpointError(
+            f"the {name} of this checkpoint is missing or damaged",
+            where=file,
+            expected=f"SHA-256 {facts['sha256'][:12]}...",
+            remedy="Copy the run again, or repeat `medmae finetune synthesis`.",
+        )
+    tensors = load_file(file)
+    if name != "refiner":
+        return tensors
+    refiner = Refiner(facts["modalities"], Refining.model_validate(facts["settings"]))
+    refiner.load_state_dict(tensors)
+    return refiner.eval()
 
 
 def load_weights(model: MaskedAutoencoder, file: Path) -> None:

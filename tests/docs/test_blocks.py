@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 COMMANDS = (
     *["demo", "inspect", "prepare", "pretrain", "reconstruct", "evaluate_synthesis", "evaluate_features"],
     *["import_weights", "export", "benchmark", "finetune_segment", "predict_segment", "write_plans", "make_dataset"],
-    *["finetune_classify", "finetune_survive", "predict_outcome", "predict_features"],
+    *["finetune_classify", "finetune_survive", "finetune_synthesis", "predict_outcome", "predict_features"],
 )
 
 

@@ -68,6 +68,7 @@ def test_every_plan_field_is_described() -> None:
         "training",
         "reconstruction",
         "finetuning",
+        "refining",
     }
     fields = set(keys_of(Plan)) - sections | {
         f"model.{name}" for module in modules for name in module.Config.model_fields

@@ -1,0 +1,124 @@
+"""Where a study is not what its surroundings lead to expect: a heat map for lesions.
+
+Every modality that is there is predicted from the others, all visible, and from its own surroundings: its patches are
+hidden a quarter at a time, in an even lattice, and what the model says of each while it is hidden is put together. The
+residual in units of the study's own typical residual shows what the model did not expect: lesions, artefacts,
+operations, and edges that it cannot place to a voxel. Nothing here was trained on lesions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medmae.errors import InputError
+from medmae.imaging.space import to_model_space
+from medmae.imaging.volume import Volume
+from medmae.models.tokens import token_grid
+from medmae.synthesis.floors import foreground
+from medmae.synthesis.volumes import pick_device
+from medmae.synthesis.windows import Synthesiser, predict_volume
+
+PARTS = 4  # a quarter of the patches is hidden at a time
+_BLUR = 1.0  # voxels: a lesion is more than one voxel, noise is not
+_NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of a normal distribution
+
+
+class Surrounded:
+    """A model that predicts one of the modalities it is given, each patch while that patch is hidden."""
+
+    def __init__(self, model: Synthesiser) -> None:
+        self.model = model
+        self.plan, self.metadata, self.grid_multiple = model.plan, model.metadata, model.grid_multiple
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.model.modalities
+
+    def reconstruct(self, images: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
+        """{target: (B, 1, D, H, W)} of one target that is among ``images``."""
+        (target,) = targets
+        model: Any = self.model
+        first = images[target]
+        cell = model.mask_unit
+        part = lattice(token_grid(tuple(first.shape[2:]), cell))
+        whole = torch.zeros_like(first)
+        for number in range(PARTS):
+            hidden = (part == number).to(first.device)
+            if not bool(hidden.any()):
+                continue
+            shown = torch.zeros_like(hidden)
+            mask = {m: (hidden if m == target else shown).expand(len(first), *hidden.shape) for m in images}
+            said = model(dict(images), mask=mask, return_prediction=True).prediction[target]
+            voxels = hidden
+            for axis, size in enumerate(cell):
+                voxels = voxels.repeat_interleave(size, axis)
+            whole = torch.where(voxels, said.to(whole.dtype), whole)
+        return {target: whole}
+
+
+def lattice(grid: Sequence[int]) -> Tensor:
+    """(gD, gH, gW) which of the ``PARTS`` each patch belongs to: neighbours along every axis are in different ones."""
+    i, j, k = (torch.arange(n) for n in grid)
+    return (i[:, None, None] + 2 * j[None, :, None] + 3 * k[None, None, :] + (j[None, :, None] // 2)) % PARTS
+
+
+def residuals(
+    model: Synthesiser,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    foreground: np.ndarray,
+    device: str | torch.device = "cpu",
+    precision: str = "32",
+) -> dict[str, np.ndarray]:
+    """{modality: (D, H, W) float32}, the image minus what was expected, in robust standard deviations of this residual
+    over ``foreground`` (bool); 0 outside."""
+    found = {}
+    for name in arrays:
+        expected = predict_volume(
+            Surrounded(model), arrays, [name], foreground=foreground, device=device, precision=precision
+        ).arrays[name]
+        residual = np.where(foreground, arrays[name] - expected, 0).astype(np.float32)
+        inside = residual[foreground]
+        scale = _NORMAL * float(np.median(np.abs(inside - np.median(inside)))) if inside.size else 1.0
+        found[name] = residual / max(scale, 1e-3)
+    return found
+
+
+def anomaly_of(
+    model: Synthesiser, volumes: Mapping[str, Volume], device: str, precision: str | None = None
+) -> tuple[Volume, tuple[str, ...]]:
+    """The heat map of a study on the grid of its first modality, and the modalities it comes from. Raises
+    :class:`InputError` for a study with none that the model knows."""
+    known = {m: volumes[m] for m in model.modalities if m in volumes}
+    if not known:
+        raise InputError(
+            "no modality that the model knows",
+            found=", ".join(sorted(volumes)) or "nothing",
+            expected=f"at least one of {', '.join(model.modalities)}",
+        )
+    study = to_model_space(known, model.plan.image)
+    seen = foreground(study.arrays)
+    chosen = pick_device(device)
+    if isinstance(model, torch.nn.Module):
+        model.to(chosen).eval()
+    found = residuals(model, study.arrays, foreground=seen, device=chosen, precision=precision or "32")
+    first = next(iter(known.values()))
+    mapped = study.to_native(heat(found, seen), first.grid, None)
+    return Volume(mapped.array.astype(np.float32), first.affine, first.frame), tuple(known)
+
+
+def heat(found: Mapping[str, np.ndarray], foreground: np.ndarray) -> np.ndarray:
+    """(D, H, W) float32: the root mean square of the residuals over the modalities, smoothed over a voxel; 1 is
+    typical of the study."""
+    from scipy.ndimage import gaussian_filter
+
+    square = np.mean([r.astype(np.float32) ** 2 for r in found.values()], axis=0)
+    weight = gaussian_filter(foreground.astype(np.float32), _BLUR)
+    smooth = gaussian_filter(np.where(foreground, square, 0), _BLUR) / np.maximum(weight, 1e-3)
+    mapped: np.ndarray = np.where(foreground, np.sqrt(smooth), 0).astype(np.float32)
+    return mapped
