@@ -63,7 +63,7 @@ TASKS = {
         steps=50,
         patch=(32, 48, 32),
         plans={
-            "": ["image.spacing=[1,1,1]", "image.crop=[32,48,32]", "modalities=[\"t1\"]", "reconstruction.shifts=1"],
+            "": ["image.spacing=[1,1,1]", "image.crop=[32,48,32]", 'modalities=["t1"]', "reconstruction.shifts=1"],
             "bm-mae-tiny": VIT,
             "hi-end-mae-tiny": VIT,
         },
@@ -72,10 +72,13 @@ TASKS = {
         (6,),
         epochs=4,
         steps=25,
-        patch=(64, 64, 64),
+        patch=(48, 48, 48),
         plans={
-            "": ["image.spacing=[2,2,2]", "image.crop=[48,48,48]", "modalities=[\"t1\"]", "reconstruction.shifts=1"],
-            "bm-mae-tiny": [*VIT, "model.patch=[8,8,8]", "model.width=192"],
+            "": [
+                *("image.spacing=[2,2,2]", "image.crop=[48,48,48]", 'modalities=["t1"]'),
+                *("reconstruction.shifts=1", "training.epochs=6"),
+            ],
+            "bm-mae-tiny": [*VIT, "model.patch=[8,8,8]", "model.width=192", "training.epochs=6"],
         },
     ),
     "lesions": Task(
@@ -89,7 +92,7 @@ TASKS = {
         },
         finetuning=("modality_dropout=0.3",),
     ),
-}  # fmt: skip
+}
 
 
 def prepare(name: str, data: Path | None, out: Path) -> tuple[Path, list[str], list[str], Path]:
