@@ -97,12 +97,34 @@ class nnUNetTrainerMedMAE(nnUNetTrainer):
             optimizer = torch.optim.AdamW(groups, self.settings.lr)
         return optimizer, Schedule(optimizer, self.settings, self.num_epochs)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple[Any, ...]:
+        """nnU-Net's, with the plan's axes to mirror."""
+        rotation, flat, size, _ = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        self.inference_allowed_mirroring_axes = self.settings.mirror or None
+        return rotation, flat, size, self.settings.mirror
+
+    def arithmetic(self) -> torch.autocast:
+        """bf16 where the plan asks for it and there is no GPU; else what nnU-Net does by itself."""
+        return torch.autocast(
+            "cpu", torch.bfloat16, enabled=self.device.type == "cpu" and self.settings.cpu_precision == "bf16"
+        )
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, on a batch that may have lost some of its channels (NaN)."""
         if self.settings.modality_dropout > 0:
             batch["data"] = drop_channels(batch["data"], self.settings.modality_dropout, self.dropout_rng)
-        step: dict[str, Any] = super().train_step(batch)
+        with self.arithmetic():
+            step: dict[str, Any] = super().train_step(batch)
         return step
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self.arithmetic():
+            step: dict[str, Any] = super().validation_step(batch)
+        return step
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        with self.arithmetic():
+            super().perform_actual_validation(save_probabilities)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """These networks have one output; nnU-Net switches the others on after validation whatever was there."""

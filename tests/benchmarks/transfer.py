@@ -44,7 +44,10 @@ class Task:
     finetuning: tuple[str, ...] = ()
 
 
-ALWAYS = ("optimizer=adamw", "lr=0.001", "decay=cosine", "warmup=0.1", "weight_decay=0.01")
+ALWAYS = (
+    *("optimizer=adamw", "lr=0.001", "decay=cosine", "warmup=0.1", "weight_decay=0.01"),
+    *("mirror=[0]", "cpu_precision=bf16"),  # left and right alone, and what a CPU is quickest in
+)
 
 
 VIT = [
@@ -59,7 +62,7 @@ VIT = [
 TASKS = {
     "hippocampus": Task(
         (16,),
-        epochs=6,
+        epochs=3,
         steps=50,
         patch=(32, 48, 32),
         plans={
