@@ -91,7 +91,7 @@ def in_model_space(
         if not np.isfinite(arrays[name]).all():
             raise InputError(
                 "values too large for the prepared store (float16)",
-                where=study.images[name],
+                where=str(study.images[name]),
                 field="voxels",
                 found=f"up to {np.abs(array).max():g}",
                 expected="at most 65504 after normalisation",
