@@ -304,7 +304,9 @@ def test_only_the_first_process_of_a_training_prints(
 
 
 def test_reconstruct_reads_targets_and_images(replace: Replace) -> None:
-    recorder = replace("reconstruct", result(written=[Path("OUT/a_flair.nii.gz")], reports=[], failed=[], skipped=[]))
+    recorder = replace(
+        "reconstruct", result(written=[Path("OUT/a_flair.nii.gz")], reports=[], failed=[], skipped=[], warnings=[])
+    )
     shown = invoke(
         *["reconstruct", "A", "B", "--checkpoint", "RUN", "-o", "OUT", "--target", "flair", "--target", "t2"],
         *["--image", "t1=x/T1.nii.gz", "--image", "t1c=x/with=sign.nii.gz", "--report"],
@@ -319,7 +321,7 @@ def test_reconstruct_reads_targets_and_images(replace: Replace) -> None:
 
 
 def test_reconstruct_keeps_the_good_and_names_the_bad(replace: Replace) -> None:
-    bad = result(written=[Path("OUT/a_t2.nii.gz")], reports=[], failed=[BAD_STUDY], skipped=[])
+    bad = result(written=[Path("OUT/a_t2.nii.gz")], reports=[], failed=[BAD_STUDY], skipped=[], warnings=[])
     replace("reconstruct", bad)
     shown = invoke("reconstruct", *COMMANDS["reconstruct"])
     assert (shown.exit_code, shown.stdout.strip()) == (1, "OUT/a_t2.nii.gz")

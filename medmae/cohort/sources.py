@@ -33,6 +33,11 @@ def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
     return replace(study, images={name: path for name, path in study.images.items() if name in names})
 
 
+def files_of(study: Study) -> dict[str, Mapping[str, Source]]:
+    """What a study is made of, {kind: {name: source}}."""
+    return dict(zip(KINDS, (study.images, study.labels), strict=True))
+
+
 def sources_of(files: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
     """{name: {"size", "mtime_ns", "sha256"}}; what cannot be read is left for ``examine`` to tell."""
     sources = {}
@@ -61,7 +66,7 @@ def is_current(record: Mapping[str, Any], task: Task) -> bool:
         "images": {name: entry["source"] for name, entry in known["images"].items()},
         "labels": {**{name: e["source"] for name, e in known["labels"].items()}, **record["left_out"]},
     }
-    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+    for kind, files in files_of(task.study).items():
         if set(files) != set(sources[kind]):
             return False
         if not all(is_same(path, sources[kind][name]) for name, path in files.items()):
@@ -83,7 +88,7 @@ def is_same(path: Source, source: Mapping[str, Any]) -> bool:
 def refresh(record: dict[str, Any], task: Task) -> None:
     """Note the times of files that were only touched or copied, so that their content is compared no second time."""
     changed = False
-    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+    for kind, files in files_of(task.study).items():
         for name, path in files.items():
             source = record[kind][name]["source"] if name in record[kind] else record["left_out"][name]
             now = stamp(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,6 @@ class Study:
 
     id: str
     subject: str
-    images: dict[str, Source]
+    images: Mapping[str, Source]
     session: str | None = None
-    labels: dict[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, Path] = field(default_factory=dict)

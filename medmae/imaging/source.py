@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from medmae.errors import InputError, Problem
+from medmae.imaging import nifti
 from medmae.imaging.dicom.files import Opener, has_dicom
 from medmae.imaging.dicom.series import Series
-from medmae.imaging.nifti import read_image
 from medmae.imaging.volume import Volume
 
 Source: TypeAlias = Path | Series
@@ -24,7 +24,15 @@ def read_source(source: Source, problems: list[Problem] | None = None) -> Volume
         from medmae.imaging.dicom.pixels import read_series
 
         return read_series(source, problems)
-    return read_image(source, problems)
+    return nifti.read_image(source, problems)
+
+
+def read_image(path: str | Path | Series, problems: list[Problem] | None = None) -> Volume:
+    """The image that a path names: a NIfTI file, a folder of one DICOM series, or a file of one.
+
+    See :func:`open_source` and :func:`read_source`.
+    """
+    return read_source(path if isinstance(path, Series) else open_source(Path(path)), problems)
 
 
 def stamp(source: Source) -> dict[str, int]:

@@ -134,9 +134,9 @@ def no_modality(facts: Facts) -> Recognition | None:
 
 def stated(facts: Facts) -> Recognition | None:
     """What the scanner states: maps and weighting of diffusion, susceptibility."""
-    for part in facts.image_type[2:]:
-        if part in _TYPES and not (_TYPES[part] == "dwi" and facts.b_value is not None):
-            return Recognition(_TYPES[part], STATED, f"ImageType says {part}")
+    for part, modality in _TYPES.items():  # the first is the most particular
+        if part in facts.image_type[2:] and not (modality == "dwi" and facts.b_value is not None):
+            return Recognition(modality, STATED, f"ImageType says {part}")
     named = name_of(facts)
     if named in ("adc", "swi"):
         return Recognition(named, NAMED, "the description names it")
@@ -167,7 +167,7 @@ def weighed(facts: Facts) -> Recognition:
     acquired = _ACQUIRED.get(facts.contrast)
     if acquired is not None and (named is None or alike(named, acquired)):
         found = Recognition(acquired, AGREED if timed == acquired else STATED, f"AcquisitionContrast; {times}")
-    elif named is None and timed is None:
+    elif named is None and (timed is None or not facts.words):  # times of what kind of sequence?
         return Recognition(None, 0.0, f"neither the description nor the timing tells ({times})")
     elif named is None:
         found = Recognition(timed, TIMED, f"timing: {times}")

@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from medmae.imaging.dicom.facts import Facts, facts_of
 from medmae.imaging.dicom.files import HEAD, File, is_dicom
-from medmae.imaging.dicom.values import Values, tag_and_vr
+from medmae.imaging.dicom.values import Values, syntax_of, tag_and_vr
 
 _TEXTS = """SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType
 SeriesNumber InstanceNumber AcquisitionNumber SeriesDescription ProtocolName SequenceName PulseSequenceName
@@ -103,7 +103,7 @@ def read_instance(stream: IO[bytes], file: File, size: int) -> Instance | None:
     # Images have rows: what has none is a report, a plan or a directory.
     if sop_class == DICOMDIR or not values.number("Rows") or not values.text("SeriesInstanceUID"):
         return None
-    syntax = str(Values(dataset.file_meta).text("TransferSyntaxUID")) or str(ImplicitVRLittleEndian)
+    syntax = syntax_of(dataset)
     has_pixels, missing = pixels_after(stream, values, syntax, size)
     kind, frames, problem = frames_of(dataset, values, file)
     return Instance(

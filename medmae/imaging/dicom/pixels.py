@@ -13,7 +13,7 @@ from medmae.errors import InputError, Problem
 from medmae.imaging.dicom.files import Opener, read_errors
 from medmae.imaging.dicom.mosaic import tile
 from medmae.imaging.dicom.series import Series
-from medmae.imaging.dicom.values import tag_and_vr
+from medmae.imaging.dicom.values import syntax_of, tag_and_vr
 from medmae.imaging.volume import Volume
 
 _KEYWORDS: Final = (
@@ -37,7 +37,7 @@ def undecodable(syntax: str) -> Problem | None:
         return Problem("an unknown transfer syntax", found=found, expected="one of PS3.5, annex A", remedy=_REMEDY)
     if decoder.is_available:
         return None
-    remedy = f"Install pylibjpeg or python-gdcm beside medmae. Or: {_REMEDY[0].lower()}{_REMEDY[1:]}"
+    remedy = f"Install medmae[compressed]. Or: {_REMEDY[0].lower()}{_REMEDY[1:]}"
     return Problem("no decoder for this transfer syntax is installed", found=uid.name, remedy=remedy)
 
 
@@ -88,6 +88,8 @@ def decoded(series: Series, number: int, indices: list[int], opener: Opener) -> 
 
 
 def frames_of(dataset: Any, indices: list[int], *, mosaic: bool, shape: tuple[int, int, int]) -> list[np.ndarray]:
+    if "TransferSyntaxUID" not in dataset.file_meta:  # older than file meta information: as the elements are written
+        dataset.file_meta.TransferSyntaxUID = syntax_of(dataset)
     decoder = get_decoder(dataset.file_meta.TransferSyntaxUID)
     if mosaic:
         whole, _ = decoder.as_array(dataset, index=0)

@@ -15,6 +15,7 @@ import numpy as np
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 # Private elements, by number, with the representation that their makers use.
 PRIVATE: Final = {
@@ -37,6 +38,14 @@ def tag_and_vr(keyword: str) -> tuple[int, str]:
     return tag, dictionary_VR(tag)
 
 
+def syntax_of(dataset: Dataset) -> str:
+    """The transfer syntax that a data set's file states, else the one that its elements are written in."""
+    stated = Values(dataset.file_meta).text("TransferSyntaxUID") if hasattr(dataset, "file_meta") else ""
+    implicit, little = dataset.original_encoding
+    plain = ImplicitVRLittleEndian if implicit else (ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+    return stated or str(plain)
+
+
 class Values:
     """Elements by keyword, of the first of some data sets that holds them (per-frame before shared before the rest)."""
 
@@ -48,13 +57,13 @@ class Values:
         tag, known = tag_and_vr(keyword)
         for dataset in self.datasets:
             if tag in dataset:
-                element = dataset.get_item(tag)
+                element: Any = dataset.get_item(tag)
                 if isinstance(element, RawDataElement):
                     vr = known if element.VR in (None, "UN") else element.VR
                     if element.value:
                         return element.value, vr, element.is_little_endian
-                elif element is not None and element.value not in (None, ""):
-                    return element.value, element.VR, True
+                else:  # one that pydicom has taken apart already
+                    return None if element.value in (None, "") else (element.value, element.VR, True)
         return None
 
     def texts(self, keyword: str) -> tuple[str, ...]:
