@@ -260,6 +260,17 @@ def test_choices_are_told_by_reconstruct(tmp_path: Path) -> None:
     assert any("2 series are t1" in problem.what for problem in made.warnings)
 
 
+def test_nnunet_gets_a_series_as_a_file_for_as_long_as_it_reads(tmp_path: Path) -> None:
+    from medmae.nnunet.predict import as_files
+
+    study(tmp_path / "in", "t1")
+    (one,) = find_studies(tmp_path / "in").studies
+    with as_files(one.images) as files:
+        volume = read_nifti(files["t1"])
+        np.testing.assert_array_equal(volume.array, medmae.read_image(tmp_path / "in" / "t1").array)
+    assert not files["t1"].exists()
+
+
 # --- privacy -------------------------------------------------------------------------------------------------------
 
 SECRET = "ZYXWPLANTED"

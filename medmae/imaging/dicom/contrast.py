@@ -153,8 +153,8 @@ def stated(facts: Facts) -> Recognition | None:
 
 
 def name_of(facts: Facts) -> str | None:
-    """The modality that the description names; without one, the sequence's name."""
-    for text in (words_of(facts.text), words_of(facts.sequence)):
+    """The modality that the description names; else the protocol, which may be the whole exam's; else the sequence."""
+    for text in map(words_of, (facts.text, facts.protocol, facts.sequence)):
         for modality, pattern in _NAMES:
             if says(text, pattern):
                 return modality

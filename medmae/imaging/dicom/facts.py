@@ -11,12 +11,16 @@ from medmae.imaging.dicom.values import Values
 
 @dataclass(frozen=True)
 class Facts:
-    """What tells contrasts apart, of one frame. Times in ms, b-value in s/mm²; None is not stated. ``text`` and
-    ``sequence`` are lower case; ``words``: ScanningSequence, SequenceVariant and what enhanced objects say instead."""
+    """What tells contrasts apart, of one frame. Times in ms, b-value in s/mm²; None is not stated.
+
+    ``text`` (the series' description, else the protocol's name), ``protocol`` and ``sequence`` are lower case.
+    ``words``: ScanningSequence, SequenceVariant and what enhanced objects say instead.
+    """
 
     modality: str = ""
     image_type: tuple[str, ...] = ()
     text: str = field(default="", repr=False)
+    protocol: str = field(default="", repr=False)
     sequence: str = field(default="", repr=False)
     words: tuple[str, ...] = ()
     contrast: str = ""
@@ -43,11 +47,12 @@ def facts_of(values: Values) -> Facts:
         *values.texts("SequenceVariant"),
         *(values.text("EchoPulseSequence"), "IR" if values.text("InversionRecovery") == "YES" else ""),
     ]
-    descriptions = values.text("SeriesDescription"), values.text("ProtocolName")
+    description, protocol = values.text("SeriesDescription"), values.text("ProtocolName")
     return Facts(
         modality=values.text("Modality").upper(),
         image_type=tuple(part.upper() for part in values.texts("FrameType") or values.texts("ImageType")),
-        text=" | ".join(descriptions).lower(),
+        text=(description or protocol).lower(),
+        protocol=protocol.lower(),
         sequence=f"{values.text('SequenceName')} {values.text('PulseSequenceName')}".lower(),
         words=tuple(word.upper() for word in words if word),
         contrast=values.text("AcquisitionContrast").upper(),
@@ -63,7 +68,7 @@ def facts_of(values: Values) -> Facts:
         trigger=values.number("TriggerTime"),
         acquisition=values.integer("AcquisitionNumber"),
         stack=values.text("StackID"),
-        synthetic=values.text("SyntheticData").upper() == "YES" or descriptions[0].upper().startswith("SYNTHETIC "),
+        synthetic=values.text("SyntheticData").upper() == "YES" or description.upper().startswith("SYNTHETIC "),
     )
 
 

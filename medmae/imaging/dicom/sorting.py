@@ -60,8 +60,10 @@ def sort_series(instances: Sequence[Instance]) -> Sorted:
     if head.modality not in VOLUMES:
         what = "no MR, CT or PET images, such as screenshots, plain radiographs or segmentations: left out"
         return refuse(what, found=f"{len(instances)} images", fatal=False)
-    if is_localiser(instances):
+    images = [instance for instance in instances if not planned_on(instance)]
+    if not images or is_localiser(images):
         return refuse("a localiser: left out", found=f"{len(instances)} images", fatal=False)
+    instances, head = images, images[0]
     if broken := fault_of(instances):
         return Sorted(refused=[Refusal(broken, head.study, known)])
     frames = [frame for instance in instances for frame in instance.frames]
@@ -79,16 +81,19 @@ def sort_series(instances: Sequence[Instance]) -> Sorted:
 
 
 def is_localiser(instances: Sequence[Instance]) -> bool:
-    """Whether these are the few slices that the others were planned on: by ImageType, by name, or because there are
-    few slices in several directions."""
+    """Whether these are the few slices that the others were planned on: by name, or because there are few
+    slices in several directions."""
     facts = [frame.facts for instance in instances for frame in instance.frames]
-    if any("LOCALIZER" in f.image_type for f in facts):
-        return True
     if facts and _SCOUT.search(facts[0].text):
         return True
     placed = [frame for instance in instances for frame in instance.frames if frame.placed]
     directions = groups_of(placed, lambda a, b: same_plane_direction(a, b))
     return len(directions) > 1 and all(len(group) <= _FEW for group in directions)
+
+
+def planned_on(instance: Instance) -> bool:
+    """Whether ImageType says localiser; a topogram may stand in one series with the slices that were planned on it."""
+    return any("LOCALIZER" in frame.facts.image_type for frame in instance.frames)
 
 
 def same_plane_direction(a: Frame, b: Frame) -> bool:

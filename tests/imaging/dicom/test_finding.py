@@ -161,6 +161,15 @@ def test_a_study_of_localisers_gives_nothing(tmp_path: Path) -> None:
     assert len(problems) == 3 or len(problems) == 4
 
 
+def test_a_topogram_in_the_series_of_its_slices_is_set_aside(tmp_path: Path) -> None:
+    builder, series = Builder(tmp_path, Modality="CT"), generate_uid()
+    builder.classic("a", series=series)
+    localiser = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    builder.classic("b", phantom((30, 20, 1)), direction=rotation(90, 0, 0), series=series, **localiser)
+    found, problems = find_series(tmp_path)
+    assert [one.grid.shape for one in found] == [(20, 16, 12)] and not problems
+
+
 def test_screenshots_colour_images_and_reports_are_left_out(tmp_path: Path) -> None:
     builder = Builder(tmp_path)
     builder.classic("s", SeriesDescription="T2")
