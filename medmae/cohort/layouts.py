@@ -23,7 +23,7 @@ from medmae.cohort.nnunet_raw import find_in_nnunet, nnunet_root
 from medmae.cohort.study import Study
 from medmae.cohort.table import TABLE_SUFFIXES, find_in_table
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.files import has_dicom, is_zip
+from medmae.imaging.dicom.opening import has_dicom, is_zip
 from medmae.imaging.files import walk
 
 MOST_ALIKE: Final = 50  # problems of one kind that are told one by one

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from medmae.errors import InputError, Problem
 from medmae.imaging import nifti
-from medmae.imaging.dicom.files import Opener, has_dicom
+from medmae.imaging.dicom.opening import Opener, has_dicom
 from medmae.imaging.dicom.series import Series
 from medmae.imaging.volume import Volume
 
@@ -21,7 +21,7 @@ def read_source(source: Source, problems: list[Problem] | None = None) -> Volume
     Warnings go to ``problems``. Raises :class:`InputError` for what cannot be read.
     """
     if isinstance(source, Series):
-        from medmae.imaging.dicom.pixels import read_series
+        from medmae.imaging.dicom.reading import read_series
 
         return read_series(source, problems)
     return nifti.read_image(source, problems)

@@ -11,8 +11,8 @@ from typing import Final
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
-from medmae.imaging.dicom.files import File
 from medmae.imaging.dicom.header import Frame, frame_of
+from medmae.imaging.dicom.opening import File
 from medmae.imaging.dicom.values import Values
 
 _KEYWORDS: Final = (

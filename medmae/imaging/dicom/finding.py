@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medmae.errors import Problem
-from medmae.imaging.dicom.archive import members_of
-from medmae.imaging.dicom.files import File, Opener, folder_of, is_zip, read_errors
 from medmae.imaging.dicom.header import Instance, read_instance
+from medmae.imaging.dicom.opening import File, Opener, folder_of, is_zip, read_errors
 from medmae.imaging.dicom.series import Series
 from medmae.imaging.dicom.sorting import Refusal, Sorted, sort_series
+from medmae.imaging.dicom.zips import members_of
 from medmae.imaging.files import walk
 
 

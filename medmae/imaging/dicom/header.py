@@ -20,7 +20,7 @@ from pydicom.uid import (
 )
 
 from medmae.imaging.dicom.facts import Facts, facts_of
-from medmae.imaging.dicom.files import HEAD, File, is_dicom
+from medmae.imaging.dicom.opening import HEAD, File, is_dicom
 from medmae.imaging.dicom.values import Values, syntax_of, tag_and_vr
 
 _TEXTS = """SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality ImageType

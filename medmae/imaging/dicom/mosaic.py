@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from medmae.imaging.dicom.files import File
 from medmae.imaging.dicom.header import Frame, frame_of
+from medmae.imaging.dicom.opening import File
 from medmae.imaging.dicom.values import Values
 
 _TAG = struct.Struct("<64si4siii")  # name, multiplicity, representation, type, number of items, mark

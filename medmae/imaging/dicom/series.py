@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from medmae.imaging.dicom.files import File, folder_of
+from medmae.imaging.dicom.opening import File, folder_of
 from medmae.imaging.volume import Grid
 
 Kind: TypeAlias = Literal["classic", "enhanced", "mosaic"]

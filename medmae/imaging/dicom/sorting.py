@@ -15,8 +15,8 @@ import numpy as np
 
 from medmae.errors import Problem
 from medmae.imaging.dicom.contrast import Recognition, recognise
-from medmae.imaging.dicom.files import File
 from medmae.imaging.dicom.header import Frame, Instance
+from medmae.imaging.dicom.opening import File
 from medmae.imaging.dicom.series import Series, place
 from medmae.imaging.dicom.splitting import apart, groups_of, over_time, without_stray
 from medmae.imaging.dicom.stacking import NotAStack, Stack, same_plane, stack
@@ -102,7 +102,7 @@ def same_plane_direction(a: Frame, b: Frame) -> bool:
 
 def fault_of(instances: Sequence[Instance]) -> Problem | None:
     """What makes the pixels of a series unreadable, by its headers."""
-    from medmae.imaging.dicom.pixels import undecodable
+    from medmae.imaging.dicom.reading import undecodable
 
     where = place(instances[0].file, instances[0].number)
     count = len(instances)

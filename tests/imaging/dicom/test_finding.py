@@ -13,9 +13,9 @@ import pytest
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from medmae.errors import Problem
-from medmae.imaging.dicom.archive import members_of
 from medmae.imaging.dicom.finding import find_series
-from medmae.imaging.dicom.pixels import read_series
+from medmae.imaging.dicom.reading import read_series
+from medmae.imaging.dicom.zips import members_of
 from tests.imaging.dicom.build import Builder, phantom, rotation
 
 Change = Callable[[int, pydicom.FileDataset], object]
@@ -311,7 +311,7 @@ def test_encrypted_members_and_too_many_are_refused(tmp_path: Path, monkeypatch:
     raw[at + 8] |= 1  # the flag of encryption in the list of members
     (tmp_path / "b.zip").write_bytes(raw)
     assert "encrypted" in members_of(tmp_path / "b.zip")[1][0].what
-    monkeypatch.setattr("medmae.imaging.dicom.archive.MOST_MEMBERS", 5)
+    monkeypatch.setattr("medmae.imaging.dicom.zips.MOST_MEMBERS", 5)
     assert "too many" in members_of(archive)[1][0].what
     archive.write_bytes(archive.read_bytes()[:-40])
     assert "cannot be read" in members_of(archive)[1][0].what

@@ -19,7 +19,7 @@ from nibabel.nicom.dicomwrappers import wrapper_from_data
 import medmae
 from medmae.errors import InputError
 from medmae.imaging.dicom.finding import find_series
-from medmae.imaging.dicom.pixels import read_series
+from medmae.imaging.dicom.reading import read_series
 from medmae.imaging.dicom.series import Series
 from medmae.imaging.volume import Volume
 from tests.imaging.dicom.build import PATIENT, Builder, affine_of, phantom, rotation

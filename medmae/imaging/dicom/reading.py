@@ -10,8 +10,8 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.files import Opener, read_errors
 from medmae.imaging.dicom.mosaic import tile
+from medmae.imaging.dicom.opening import Opener, read_errors
 from medmae.imaging.dicom.series import Series
 from medmae.imaging.dicom.values import syntax_of, tag_and_vr
 from medmae.imaging.volume import Volume

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from medmae.errors import Problem
-from medmae.imaging.dicom.files import Member
+from medmae.imaging.dicom.opening import Member
 
 MOST_MEMBERS: Final = 500_000  # a large archive of thin slices has tens of thousands
 LARGEST_MEMBER: Final = 4 << 30  # bytes unpacked; the largest multi-frame objects have one or two GiB
