@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from medmae.finetune import HeadSettings as HeadSettings
     from medmae.finetune import finetune_classify as finetune_classify
     from medmae.finetune import finetune_survive as finetune_survive
-    from medmae.imaging.nifti import read_image as read_image
     from medmae.imaging.nifti import write_nifti as write_nifti
+    from medmae.imaging.source import read_image as read_image
     from medmae.imaging.volume import Grid as Grid
     from medmae.imaging.volume import Volume as Volume
     from medmae.models.zoo import create as create
@@ -98,7 +98,7 @@ _HOME = {
     "predict_segment": "medmae.nnunet.segment",
     "prepare": "medmae.cohort.store",
     "pretrain": "medmae.training.pretrain",
-    "read_image": "medmae.imaging.nifti",
+    "read_image": "medmae.imaging.source",
     "reconstruct": "medmae.synthesis.reconstruct",
     "reconstruct_volumes": "medmae.synthesis.reconstruct",
     "write_plans": "medmae.nnunet.segment",

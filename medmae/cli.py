@@ -200,7 +200,12 @@ def reconstruct(
     targets: Targets = None,
     images: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="MODALITY=PATH", help="An image of one study; repeat.", show_default=False),
+        typer.Option(
+            "--image",
+            metavar="MODALITY=PATH",
+            help="An image of one study, or its DICOM series number; repeat.",
+            show_default=False,
+        ),
     ] = None,
     format: Annotated[Literal["nifti"], typer.Option(help="What to write.")] = "nifti",
     report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,

@@ -14,6 +14,7 @@ import json as jsonlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,9 @@ def log_to_stderr(debug: bool) -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=stderr(), show_path=debug, show_time=False, markup=False)
+    # pydicom quotes values of a header that it finds invalid, and any of them may be a patient's name.
+    handler.addFilter(lambda record: not record.name.startswith("pydicom"))
+    warnings.filterwarnings("ignore", module=r"pydicom\b")
     if not debug:  # libraries that set their own level to INFO, too
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("medmae"))
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])

@@ -15,7 +15,7 @@ import numpy as np
 from medmae.cohort.examine import examine
 from medmae.cohort.index import FORMAT, KINDS, to_text
 from medmae.cohort.naming import in_order
-from medmae.cohort.sources import Task, image_digest, listed, sources_of
+from medmae.cohort.sources import Task, files_of, image_digest, listed, sources_of
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, flush, write_text
 from medmae.imaging.geometry import grids_agree, resample_labels
@@ -45,7 +45,7 @@ def build(task: Task) -> Built:
     """Prepare one study. Nothing is raised: a failure is this study's alone, unless writing is impossible."""
     study = task.study
     try:
-        sources = {kind: sources_of(files) for kind, files in zip(KINDS, (study.images, study.labels), strict=True)}
+        sources = {kind: sources_of(files) for kind, files in files_of(study).items()}
         arrays, labels, record, problems = in_model_space(task)
         if record is None:
             return Built(study.id, None, problems)
@@ -91,7 +91,7 @@ def in_model_space(
         if not np.isfinite(arrays[name]).all():
             raise InputError(
                 "values too large for the prepared store (float16)",
-                where=study.images[name],
+                where=str(study.images[name]),
                 field="voxels",
                 found=f"up to {np.abs(array).max():g}",
                 expected="at most 65504 after normalisation",

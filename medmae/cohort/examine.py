@@ -17,8 +17,10 @@ import numpy as np
 from medmae.cohort.naming import image_stem
 from medmae.cohort.study import Study
 from medmae.errors import InputError, Problem
+from medmae.imaging.dicom.series import Series
 from medmae.imaging.geometry import corner_distance_mm, grids_agree, overlap_share
 from medmae.imaging.nifti import check_voxels, read_image
+from medmae.imaging.source import Source, read_source
 from medmae.imaging.space import MIN_OVERLAP
 from medmae.imaging.volume import Grid, Volume
 
@@ -58,22 +60,23 @@ def examine(study: Study, label_values: frozenset[int] | None = None) -> Examine
     return result
 
 
-def in_study(study: Study, path: Path, problem: Problem) -> Problem:
+def in_study(study: Study, path: Source, problem: Problem) -> Problem:
     """``problem`` of a file, told as one of ``study``."""
     return replace(problem, where=f"{study.id}: {path}")
 
 
-def examine_image(path: Path) -> tuple[Volume | None, list[Problem]]:
+def examine_image(path: Source) -> tuple[Volume | None, list[Problem]]:
     """A usable image, or None, and what is wrong with it."""
     problems: list[Problem] = []
-    if refused := unopenable(path):
+    if isinstance(path, Path) and (refused := unopenable(path)):
         return None, [refused]
     try:
-        volume = read_image(path, problems)
+        volume = read_source(path, problems)
     except InputError as error:
-        return None, [*problems, *error.problems, *voxels_all_the_same(path)]
+        more = voxels_all_the_same(path) if isinstance(path, Path) else []
+        return None, [*problems, *error.problems, *more]
     problems = [replace(problem, fatal=False) for problem in problems]
-    wrong = check_voxels(volume, path)
+    wrong = check_voxels(volume, str(path))
     if is_synthetic(path):
         problems.append(
             Problem(
@@ -115,8 +118,10 @@ def voxels_all_the_same(path: Path) -> list[Problem]:
         return []
 
 
-def is_synthetic(path: Path) -> bool:
-    """Whether the side-car beside an image says that this package made it."""
+def is_synthetic(path: Source) -> bool:
+    """Whether an image says that it was made by a model: a series by itself, a file by the side-car beside it."""
+    if isinstance(path, Series):
+        return path.synthetic
     sidecar = path.with_name(f"{image_stem(path)}.json")
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else None

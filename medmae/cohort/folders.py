@@ -12,10 +12,8 @@ it is not named like a subject; otherwise ``b`` is a subject of its own.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,6 +22,7 @@ from medmae.cohort.naming import (
     FileName,
     image_stem,
     in_order,
+    is_dicom_name,
     is_foreign_image,
     looks_like_session,
     looks_like_subject,
@@ -33,6 +32,7 @@ from medmae.cohort.naming import (
 )
 from medmae.cohort.study import Study
 from medmae.errors import Problem
+from medmae.imaging.files import walk
 
 # Folders that only say what kind of files they hold.
 _HOLDERS: Final = words("anat mri mr nifti nii niftis image images scan scans raw registered preprocessed")
@@ -74,27 +74,6 @@ def find_in_file(path: Path) -> tuple[str, list[Study], list[Problem]]:
     return "file", studies, problems
 
 
-def walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[Path]]]:
-    """Every folder below ``root`` with its files, in order of name, hidden ones left out, links followed once."""
-    seen: set[str] = set()
-
-    def unreadable(error: OSError) -> None:
-        problems.append(
-            Problem(
-                "this folder cannot be read", error.filename, found=error.strerror, remedy="Change its permissions."
-            )
-        )
-
-    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), [Path(folder, name) for name in sorted(files) if not name.startswith(".")]
-
-
 def readable_names(files: list[Path], problems: list[Problem]) -> list[FileName]:
     """The image files among ``files``, read; those that say nothing, or that cannot be read, are reported."""
     names = []
@@ -107,8 +86,11 @@ def readable_names(files: list[Path], problems: list[Problem]) -> list[FileName]
                 problems.append(
                     Problem("the name tells no modality and no label: left out", str(path), remedy=RENAME, fatal=False)
                 )
-        elif is_foreign_image(path):
+        elif is_foreign_image(path) and not is_dicom_name(path):
             problems.append(Problem("this image format is not read: left out", str(path), remedy=CONVERT, fatal=False))
+    if dicom := [path for path in files if is_dicom_name(path)]:
+        what, remedy = "DICOM in a tree with NIfTI: left out", "Give the DICOM as DATA of its own."
+        problems.append(Problem(what, str(dicom[0].parent), found=f"{len(dicom)} files", remedy=remedy, fatal=False))
     return names
 
 

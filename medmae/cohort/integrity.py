@@ -17,7 +17,10 @@ from medmae.cohort.layouts import Layout, find_studies
 from medmae.cohort.naming import in_order, modality_name
 from medmae.cohort.study import Study
 from medmae.errors import InputError, Problem, nearest
+from medmae.imaging.dicom.series import Series
 from medmae.imaging.volume import Grid
+
+MOST_TOLD = 20  # studies of which the text says which DICOM series is what; --json says it of all
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Inspection:
                     "usable": study.id not in self.failed,
                     "images": {name: str(path) for name, path in study.images.items()},
                     "labels": {name: str(path) for name, path in study.labels.items()},
+                    **({"series": series} if (series := recognised(study)) else {}),
                     "grids": {
                         name: {"shape": list(grid.shape), "spacing_mm": list(grid.spacing)}
                         for name, grid in self.grids.get(study.id, {}).items()
@@ -116,7 +120,27 @@ class Inspection:
             lines.append(
                 "orientation: " + ", ".join(f"{name} {count}" for name, count in facts["orientations"].items())
             )
+        for study in self.studies[:MOST_TOLD]:
+            lines += [
+                f"{study.id}: {name} is series {one['number']} ({one['confidence']:.0%}: {one['reason']})"
+                for name, one in recognised(study).items()
+            ]
         return "\n".join(lines)
+
+
+def recognised(study: Study) -> dict[str, dict[str, Any]]:
+    """{modality: number, kind, confidence, reason} of images that are DICOM series."""
+    return {
+        name: {
+            "number": source.number,
+            "kind": source.kind,
+            "confidence": source.confidence,
+            "reason": source.reason,
+            "tilt_degrees": round(source.tilt, 2),
+        }
+        for name, source in study.images.items()
+        if isinstance(source, Series)
+    }
 
 
 def spread(triples: Iterable[Sequence[float]]) -> dict[str, list[float]]:
@@ -138,7 +162,7 @@ def inspect(data: str | Path, *, modalities: Sequence[str] | None = None, jobs: 
     """
     layout = find_studies(data)
     studies, problems = of_interest(layout, modalities, Path(data))
-    failed = {problem.where for problem in layout.problems if problem.fatal and problem.where}
+    failed = {problem.where.split(": ")[0] for problem in layout.problems if problem.fatal and problem.where}
     grids: dict[str, dict[str, Grid]] = {}
 
     def look(study: Study) -> tuple[list[Problem], dict[str, Grid]]:

@@ -100,6 +100,11 @@ def is_foreign_image(path: Path) -> bool:
     return path.name.lower().endswith(FOREIGN_SUFFIXES)
 
 
+def is_dicom_name(path: Path) -> bool:
+    """Whether this is DICOM by its name; many DICOM files have no suffix, so a name alone does not rule it out."""
+    return path.name.lower().endswith((".dcm", ".ima"))
+
+
 def read_name(path: Path) -> FileName:
     """What the name of an image file says. ``path`` must end in one of ``IMAGE_SUFFIXES``."""
     stem = image_stem(path) or path.name

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from medmae.cohort.index import KINDS, to_text
 from medmae.cohort.study import Study
 from medmae.files import write_text
+from medmae.imaging.source import Source, sha256, stamp
 from medmae.plan import Image, Plan, digest
 
 
@@ -32,23 +33,18 @@ def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
     return replace(study, images={name: path for name, path in study.images.items() if name in names})
 
 
-def sources_of(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def files_of(study: Study) -> dict[str, Mapping[str, Source]]:
+    """What a study is made of, {kind: {name: source}}."""
+    return dict(zip(KINDS, (study.images, study.labels), strict=True))
+
+
+def sources_of(files: Mapping[str, Source]) -> dict[str, dict[str, Any]]:
     """{name: {"size", "mtime_ns", "sha256"}}; what cannot be read is left for ``examine`` to tell."""
     sources = {}
     for name, path in files.items():
-        with suppress(OSError):
+        with suppress(OSError, BadZipFile):
             sources[name] = {**stamp(path), "sha256": sha256(path)}
     return sources
-
-
-def stamp(path: Path) -> dict[str, int]:
-    status = path.stat()
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def image_digest(image: Image) -> str:
@@ -70,7 +66,7 @@ def is_current(record: Mapping[str, Any], task: Task) -> bool:
         "images": {name: entry["source"] for name, entry in known["images"].items()},
         "labels": {**{name: e["source"] for name, e in known["labels"].items()}, **record["left_out"]},
     }
-    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+    for kind, files in files_of(task.study).items():
         if set(files) != set(sources[kind]):
             return False
         if not all(is_same(path, sources[kind][name]) for name, path in files.items()):
@@ -78,25 +74,25 @@ def is_current(record: Mapping[str, Any], task: Task) -> bool:
     return True
 
 
-def is_same(path: Path, source: Mapping[str, Any]) -> bool:
-    """Whether a file is the one that was read: same size and time, or same size and content."""
+def is_same(path: Source, source: Mapping[str, Any]) -> bool:
+    """Whether a file or series is the one that was read: same size and time, or same size and content."""
     try:
         now = stamp(path)
         if now["size"] != source["size"]:
             return False
-        return now["mtime_ns"] == source["mtime_ns"] or sha256(path) == source["sha256"]
-    except OSError:
+        return all(source.get(key) == value for key, value in now.items()) or sha256(path) == source["sha256"]
+    except (OSError, BadZipFile):
         return False
 
 
 def refresh(record: dict[str, Any], task: Task) -> None:
     """Note the times of files that were only touched or copied, so that their content is compared no second time."""
     changed = False
-    for kind, files in zip(KINDS, (task.study.images, task.study.labels), strict=True):
+    for kind, files in files_of(task.study).items():
         for name, path in files.items():
             source = record[kind][name]["source"] if name in record[kind] else record["left_out"][name]
             now = stamp(path)
-            changed |= source["mtime_ns"] != now["mtime_ns"]
+            changed |= any(source.get(key) != value for key, value in now.items())
             source.update(now)
     if changed:
         write_text(task.cohort / "studies" / task.study.id / "study.json", to_text(record))

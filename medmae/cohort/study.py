@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from medmae.imaging.source import Source
 
 
 @dataclass(frozen=True)
 class Study:
     """One session of one subject.
 
-    ``images`` maps canonical modality names to files; a modality that is not there was not acquired. ``labels``
-    maps a label's name (``seg``, ``brainmask``, ``change_mask``, ...) to its file. ``id`` is unique in its cohort
-    and safe as a file name; ``subject`` groups sessions so that a split never separates them.
+    ``images`` maps canonical modality names to files or DICOM series; a modality that is not there was not acquired.
+    ``labels`` maps a label's name (``seg``, ``brainmask``, ``change_mask``, ...) to its file. ``id`` is unique in its
+    cohort and safe as a file name; ``subject`` groups sessions so that a split never separates them.
     """
 
     id: str
     subject: str
-    images: dict[str, Path]
+    images: Mapping[str, Source]
     session: str | None = None
-    labels: dict[str, Path] = field(default_factory=dict)
+    labels: Mapping[str, Path] = field(default_factory=dict)

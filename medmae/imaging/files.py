@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to the disk, then renamed."""
+"""Files: written whole or not at all (beside their place, flushed to the disk, then renamed), and found in folders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from medmae.errors import InputError
+from medmae.errors import InputError, Problem
 
 _REMEDIES = {
     errno.EACCES: "Choose a folder you may write to, or change its permissions.",
@@ -68,3 +68,24 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def walk(root: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder below ``root`` with its files, in order of name, hidden ones left out, links followed once."""
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:
+        problems.append(
+            Problem(
+                "this folder cannot be read", error.filename, found=error.strerror, remedy="Change its permissions."
+            )
+        )
+
+    for folder, subfolders, files in os.walk(root, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder), [Path(folder, name) for name in sorted(files) if not name.startswith(".")]

@@ -81,7 +81,7 @@ def read_image(path: str | Path, problems: list[Problem] | None = None) -> Volum
             where=path,
             found="a folder" if path.is_dir() else path.suffix or "no suffix",
             expected=" or ".join(SUFFIXES),
-            remedy="Convert it to NIfTI first (DICOM: dcm2niix).",
+            remedy="Convert it to NIfTI first; DICOM is read as a study or with --image, see the docs.",
         )
     return read_nifti(path, problems)
 

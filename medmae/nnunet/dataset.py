@@ -19,6 +19,7 @@ from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, write_text
 from medmae.imaging.geometry import grids_agree, resample_labels
 from medmae.imaging.nifti import read_image, write_nifti
+from medmae.imaging.source import read_source
 
 
 @dataclass
@@ -116,7 +117,7 @@ def make_dataset(
 
 def write_case(study: Study, out: Path, modalities: Sequence[str], label: str, values: Sequence[int]) -> None:
     """One study's images and labels under nnU-Net's names."""
-    images = {m: read_image(study.images[m]) for m in modalities if m in study.images}
+    images = {m: read_source(study.images[m]) for m in modalities if m in study.images}
     first = next(iter(images.values()))
     for modality, image in images.items():
         if not grids_agree(image.grid, first.grid):

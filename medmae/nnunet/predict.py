@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from medmae.cohort.study import Study
 from medmae.errors import CheckpointError, InputError, MedmaeError, Problem
 from medmae.files import explained
+from medmae.imaging.nifti import write_nifti
+from medmae.imaging.source import Source, read_source
 from medmae.nnunet.finding import KEY, environment
 from medmae.nnunet.segment import PredictedSegmentation
-from medmae.synthesis.reconstruct import Reconstructed, collect
+from medmae.synthesis.collecting import collect
 
 
 def predict(
@@ -32,9 +35,9 @@ def predict(
 ) -> PredictedSegmentation:
     """See :func:`medmae.nnunet.segment.predict_segment`."""
     predictor, channels, practised = load_predictor(model, folds, device, mirror)
-    gathered = Reconstructed()
-    studies = collect([data] if isinstance(data, str | Path) else data, None, gathered)
-    result = PredictedSegmentation(problems=list(gathered.failed))
+    gathered = collect([data] if isinstance(data, str | Path) else data)
+    studies = gathered.studies
+    result = PredictedSegmentation(problems=list(gathered.problems))
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
     for done, study in enumerate(studies):
@@ -47,7 +50,8 @@ def predict(
                 remedy = "Fine-tune with --set modality_dropout=0.5 for a model that is used to it."
                 what = f"lacks {', '.join(absent)}, which this model never practised"
                 result.problems.append(Problem(what, study.id, remedy=remedy, fatal=False))
-            result.written.append(segment_one(predictor, study, images, channels, out))
+            with as_files(images) as files:
+                result.written.append(segment_one(predictor, study, files, channels, out))
         except (MedmaeError, OSError, RuntimeError, AssertionError) as error:
             result.problems.append(Problem("could not be segmented", study.id, found=str(error)))
     if on_progress:
@@ -102,7 +106,7 @@ def quiet() -> Any:
         os.environ.update(before)
 
 
-def images_of(study: Study, channels: Sequence[str]) -> dict[str, Path]:
+def images_of(study: Study, channels: Sequence[str]) -> dict[str, Source]:
     """{channel: file}; the one image of a study with one goes into a model's one channel, whatever its name."""
     found = {c: study.images[c] for c in channels if c in study.images}
     if not found and len(channels) == len(study.images) == 1:
@@ -114,6 +118,20 @@ def images_of(study: Study, channels: Sequence[str]) -> dict[str, Path]:
             expected=", ".join(channels),
         )
     return found
+
+
+@contextmanager
+def as_files(images: Mapping[str, Source]) -> Iterator[dict[str, Path]]:
+    """The images as NIfTI files, which is what nnU-Net reads; those of DICOM series last as long as the block."""
+    with tempfile.TemporaryDirectory(prefix="medmae-") as folder:
+        files = {}
+        for name, source in images.items():
+            if not isinstance(source, Path):
+                file = Path(folder) / f"{name}.nii.gz"
+                write_nifti(read_source(source), file)
+                source = file
+            files[name] = source
+        yield files
 
 
 def segment_one(predictor: Any, study: Study, images: dict[str, Path], channels: Sequence[str], out: Path) -> Path:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from typing import Any
 import numpy as np
 
 import medmae
-from medmae.cohort.layouts import find_studies
 from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.study import Study
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, write_text
-from medmae.imaging.nifti import read_image, write_nifti
+from medmae.imaging.nifti import write_nifti
+from medmae.imaging.source import read_source, sha256
 from medmae.imaging.volume import Volume
+from medmae.synthesis.collecting import collect
 from medmae.synthesis.volumes import UNITS, Synthesis, check_targets, pick_device, reconstruct_volumes
 from medmae.synthesis.windows import Synthesiser
 
@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class Reconstructed:
     """What was written. ``failed``: studies without an output, each with its reason; ``skipped``: studies that lack
-    nothing; ``reports``: the pages, one a study; ``warnings``: studies that are not to be trusted as usual."""
+    nothing; ``reports``: the pages, one a study; ``warnings``: what was left out or chosen, and studies that are not to
+    be trusted as usual."""
 
     written: list[Path] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
@@ -71,11 +72,12 @@ def reconstruct(
     """Write ``<study>_<modality>.nii.gz``, with a JSON side-car, for every study and target; with ``report`` also
     ``<study>.html``.
 
-    ``studies``: folders or tables in any supported layout. ``checkpoint``: what :func:`medmae.load` takes, or a
-    model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is synthesised
-    from its other modalities. ``images`` {modality: file} adds to a single study, or replaces its files; without
-    ``studies`` they are the study, named after their folder. Outputs have the affine and the shape of the study's
-    first modality in the model's order (of those it was synthesised from). Files that exist are replaced.
+    ``studies``: folders, DICOM ZIPs or tables in any supported layout. ``checkpoint``: what :func:`medmae.load`
+    takes, or a model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is
+    synthesised from its other modalities. ``images`` {modality: file, DICOM folder or number of a DICOM series} adds to
+    a single study, or replaces its images; without ``studies`` they are the study, named after their folder. Outputs
+    have the affine and the shape of the study's first modality in the model's order (of those it was synthesised
+    from). Files that exist are replaced.
 
     ``uncertainty``: with a checkpoint that was calibrated (``medmae finetune synthesis``), also
     ``<study>_<modality>_uncertainty.nii.gz``, half the width of each voxel's 90 % interval in the synthesis' units, and
@@ -94,8 +96,9 @@ def reconstruct(
     pick_device(device)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
-    result = Reconstructed()
-    found = collect([studies] if isinstance(studies, str | Path) else studies, images, result)
+    collected = collect([studies] if isinstance(studies, str | Path) else studies, images)
+    found = collected.studies
+    result = Reconstructed(failed=collected.failed, warnings=collected.warnings)
     provenance = provenance_of(model, checkpoint)
     for done, study in enumerate(found):
         if on_progress:
@@ -122,49 +125,6 @@ def reconstruct(
     return result
 
 
-def collect(
-    sources: Sequence[str | Path], images: Mapping[str, str | Path] | None, result: Reconstructed
-) -> list[Study]:
-    """The studies that the arguments name; what is wrong with them goes to ``result.failed``."""
-    found: list[Study] = []
-    for source in sources:
-        if images and not Path(source).exists():
-            found.append(Study(safe_name(str(source)), safe_name(str(source)), {}))  # a name for the images
-            continue
-        try:
-            layout = find_studies(Path(source))
-        except MedmaeError as error:
-            result.failed += error.problems
-            continue
-        found += layout.studies
-        result.failed += [problem for problem in layout.problems if problem.fatal]
-    if images:
-        found = [with_images(found, images, named=bool(sources))]
-    unique = {study.id: study for study in reversed(found)}
-    for study_id in {s.id for s in found if found.count(s) > 1 or unique[s.id] is not s}:
-        remedy = "Give them different names, or reconstruct them into different folders."
-        result.failed.append(Problem("several studies of one name; only the first is used", study_id, remedy=remedy))
-    if not unique and not result.failed:
-        raise InputError("no study to work on", field="STUDY", remedy="Name folders, or files with --image.")
-    return list(reversed(unique.values()))
-
-
-def with_images(found: Sequence[Study], images: Mapping[str, str | Path], named: bool) -> Study:
-    """The one study of ``found`` with ``images`` added or replaced; without a name, one named after their folder."""
-    files: dict[str, Path] = {}
-    for name, path in images.items():
-        modality = canonical_modality(name)
-        if modality is None:
-            raise InputError("an unknown modality", field="--image", found=name, remedy="Such as t1=t1.nii.gz.")
-        files[modality] = Path(path)
-    if not named:
-        folder = safe_name(next(iter(files.values())).resolve().parent.name)
-        return Study(folder, folder, files)
-    if len(found) != 1:
-        raise InputError("images are given for one study", field="--image", found=f"{len(found)} studies")
-    return replace(found[0], images={**found[0].images, **files})
-
-
 @dataclass
 class Work:
     """One study's synthesis from files to files."""
@@ -183,8 +143,10 @@ class Work:
 
     def do(self) -> None:
         study, model = self.study, self.model
-        volumes: dict[str, Volume] = {m: read_image(study.images[m]) for m in model.modalities if m in study.images}
-        self.hashes = {m: file_hash(study.images[m]) for m in volumes}
+        volumes: dict[str, Volume] = {
+            m: read_source(study.images[m], self.result.warnings) for m in model.modalities if m in study.images
+        }
+        self.hashes = {m: sha256(study.images[m]) for m in volumes}
         targets = self.possible(volumes)
         lacking = [m for m in model.modalities if m not in volumes]
         syntheses: dict[str, Synthesis] = {}
@@ -360,8 +322,3 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def safe_name(text: str) -> str:
-    """``text`` as a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(text).name).strip("-.") or "study"

@@ -415,9 +415,9 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
         find_studies(tmp_path)
 
 
-def test_dicom_gets_a_remedy_of_its_own(tmp_path: Path, touch: Any) -> None:
+def test_files_that_are_dicom_by_name_only_get_a_remedy_of_their_own(tmp_path: Path, touch: Any) -> None:
     touch(tmp_path / "series" / "1.dcm")
-    with pytest.raises(InputError, match="dcm2niix"):
+    with pytest.raises(InputError, match="Not one of the DICOM files"):
         find_studies(tmp_path)
 
 
