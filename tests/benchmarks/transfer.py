@@ -73,7 +73,7 @@ TASKS = {
     ),
     "oasis": Task(
         (6,),
-        epochs=4,
+        epochs=8,
         steps=25,
         patch=(48, 48, 48),
         plans={

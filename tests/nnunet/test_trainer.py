@@ -85,3 +85,35 @@ def test_nnunet_finds_the_trainer_by_its_folder(monkeypatch: pytest.MonkeyPatch)
     trainer = recursive_find_trainer_class_by_name("nnUNetTrainerMedMAE")
     with pytest.raises(InputError, match="not written for a checkpoint"):
         trainer({"plans_name": "nnUNetPlans"}, "3d_fullres", 0, {}, torch.device("cpu"))
+
+
+def test_mirroring_and_arithmetic_are_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from medmae.nnunet.trainer import nnUNetTrainerMedMAE
+
+    seen = []
+
+    def step(self: object, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        return {}
+
+    for name in ("train_step", "validation_step"):
+        monkeypatch.setattr(nnUNetTrainer, name, step)
+    trainer = object.__new__(nnUNetTrainerMedMAE)
+    trainer.device, trainer.print_to_log_file = torch.device("cpu"), lambda *_: None
+    trainer.configuration_manager = SimpleNamespace(patch_size=[32, 32, 32])
+    for settings, dtype in (
+        (Finetuning(), torch.float32),
+        (Finetuning(mirror=(0,), cpu_precision="bf16"), torch.bfloat16),
+    ):
+        trainer.settings = settings
+        rotation, flat, size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        assert axes == trainer.inference_allowed_mirroring_axes == settings.mirror
+        assert rotation == pytest.approx((-math.pi / 6, math.pi / 6)) and not flat and min(size) > 32
+        seen.clear()
+        trainer.train_step({})
+        trainer.validation_step({})
+        assert seen == [dtype, dtype]
