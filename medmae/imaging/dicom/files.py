@@ -42,7 +42,8 @@ def write_folder(out: Path, common: Dataset, parts: Sequence[Dataset]) -> list[P
             part.update(common)
             with open(temporary / name, "wb") as target:
                 _write(target, part)
-                target.flush()
+        for name in names:  # after all are written: the disk then does it in one go
+            with open(temporary / name, "rb+") as target:
                 os.fsync(target.fileno())
         with suppress(FileNotFoundError):
             shutil.rmtree(out)

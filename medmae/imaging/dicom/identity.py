@@ -7,15 +7,15 @@ behind.
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from medmae.imaging.dicom.uids import derived_uid
 
 if TYPE_CHECKING:
+    from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
 UTF8: Final = "ISO_IR 192"
@@ -41,8 +41,9 @@ PATIENT_POSITIONS: Final = (
 BODY_PARTS: Final = ("HEAD", "BRAIN", "HEADNECK", "NECK", "SKULL", "WHOLEBODY", "CHEST", "ABDOMEN", "PELVIS")
 
 
-def identity(header: Dataset) -> Dataset:
-    """The patient and study modules of ``header`` for a new object, and the character set they are in.
+def identity(header: Dataset, raw: Mapping[str, RawDataElement]) -> Dataset:
+    """The patient and study modules of ``header`` for a new object, and the character set they are in; ``raw`` as from
+    :func:`raw_texts`.
 
     Text is brought from the template's character set to Unicode (``ISO_IR 192``). Where it does not decode in the set
     that the template declares, a common fault, its bytes and its character set are kept as they are: a wrong guess
@@ -51,10 +52,9 @@ def identity(header: Dataset) -> Dataset:
     from pydicom.dataset import Dataset
 
     result = Dataset()
-    names = [name for name in (*PATIENT_TYPE_2, *PATIENT_TYPE_3) if name in header]
-    texts = _decoded(header, names)
+    texts = _decoded(header, raw)
     if texts is None:
-        _copy_raw(header, names, result)
+        _keep_raw(header, raw, result)
     else:
         result.SpecificCharacterSet = UTF8
         for name, text in texts.items():
@@ -76,6 +76,14 @@ def identity(header: Dataset) -> Dataset:
     return result
 
 
+def raw_texts(header: Dataset) -> dict[str, RawDataElement]:
+    """The patient's attributes as bytes. To be taken at once: pydicom decodes a value for good when it is asked for."""
+    from pydicom.dataelem import RawDataElement
+
+    found: dict[str, Any] = {name: header.get_item(name) for name in (*PATIENT_TYPE_2, *PATIENT_TYPE_3)}
+    return {name: element for name, element in found.items() if isinstance(element, RawDataElement)}
+
+
 def is_unicode(dataset: Dataset) -> bool:
     """Whether ``dataset`` can hold any character, or only what its template's character set can."""
     return bool(dataset.get("SpecificCharacterSet") == UTF8)
@@ -91,21 +99,18 @@ def frame_of_reference(header: Dataset) -> str:
 def plain(header: Dataset, name: str) -> str:
     """The value of an attribute that is ASCII by its VR, as text; empty if absent or not readable."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            value = header.get(name)
+        value = header.get(name)
     except Exception:  # pydicom raises many kinds for damaged values
         return ""
     return "" if value is None else str(value).strip(" \0")
 
 
-def _decoded(header: Dataset, names: list[str]) -> dict[str, str] | None:
+def _decoded(header: Dataset, names: Iterable[str]) -> dict[str, str] | None:
     """The texts of the attributes, or None if one does not decode in the declared character set."""
-    untouched = copy.copy(header)  # a value that is asked for is decoded for good; the bytes may be needed yet
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pydicom warns where it replaces what it cannot decode
-            texts = {name: _text(untouched[name].value) for name in names}
+            texts = {name: _text(header[name].value) for name in names}
     except Exception:
         return None
     declared = [str(term) for term in _terms(header) if str(term).strip() not in ("", "ISO_IR 6", "ISO 2022 IR 6")]
@@ -123,18 +128,15 @@ def _terms(header: Dataset) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _copy_raw(header: Dataset, names: list[str], result: Dataset) -> None:
+def _keep_raw(header: Dataset, raw: Mapping[str, RawDataElement], result: Dataset) -> None:
     """The elements with their bytes as they are in the file."""
     from pydicom.datadict import dictionary_VR
-    from pydicom.dataelem import RawDataElement
 
     terms = _terms(header)
     if terms:
         result.SpecificCharacterSet = terms
-    for name in names:
-        element: Any = header.get_item(name)
-        if isinstance(element, RawDataElement):  # not yet decoded: pydicom decodes when a value is first asked for
-            result[element.tag] = element._replace(VR=dictionary_VR(element.tag), is_implicit_VR=False)
+    for element in raw.values():
+        result[element.tag] = element._replace(VR=dictionary_VR(element.tag), is_implicit_VR=False)
 
 
 def _complete_deidentification(result: Dataset) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +13,7 @@ import numpy as np
 from medmae.errors import InputError, Problem
 from medmae.imaging.dicom.files import write_file
 from medmae.imaging.dicom.identity import frame_of_reference, identity, is_unicode, plain
+from medmae.imaging.dicom.quiet import quiet
 from medmae.imaging.dicom.segment_codes import Coded, SegmentCode, segment_code
 from medmae.imaging.dicom.source import SourceSeries, read_source
 from medmae.imaging.dicom.stack import Stack, stack_of
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
+@quiet()
 def write_segmentation(
     labels: Volume,
     template: Sequence[str | Path],
@@ -57,17 +56,18 @@ def write_segmentation(
     pattern = read_source(template)
     frame = frame_of_reference(pattern.header)
     _check(labels, names, frame)
-    if not is_unicode(identity(pattern.header)):  # the template's own character set, which may lack these letters
+    patient = identity(pattern.header, pattern.images[0].raw)
+    if not is_unicode(patient):  # the template's own character set, which may lack these letters
         names = {value: name.encode("ascii", "replace").decode() for value, name in names.items()}
     stack = stack_of(labels, pattern.orientation, pattern.runs_against_normal())
     created = created or datetime.now().astimezone()
-    with _quiet():
-        described = [
-            _describe(number, names[value], (codes or {}).get(value) or segment_code(names[value]), version)
-            for number, value in enumerate(sorted(names), 1)
-        ]
-        dataset = _segmentation(pattern, frame, stack, _numbered(stack.array, names), described, version, series_number)
-        _finish(dataset, pattern, created, checkpoint_hash)
+    described = [
+        _describe(number, names[value], (codes or {}).get(value) or segment_code(names[value]), version)
+        for number, value in enumerate(sorted(names), 1)
+    ]
+    dataset = _segmentation(pattern, frame, stack, _numbered(stack.array, names), described, version, series_number)
+    dataset.update(patient)
+    _finish(dataset, pattern, created, checkpoint_hash)
     out = Path(out)
     write_file(out, dataset)
     return out
@@ -190,8 +190,7 @@ def _bare_sources(pattern: SourceSeries, frame: str, stack: Stack) -> list[Datas
 
 
 def _finish(dataset: Any, pattern: SourceSeries, created: datetime, checkpoint: str) -> None:
-    """Patient and study, times, origin, and the UIDs that follow from all of it."""
-    dataset.update(identity(pattern.header))
+    """Times, origin, and the UIDs that follow from all of it."""
     dataset.ContentDate = dataset.InstanceCreationDate = created.strftime("%Y%m%d")
     dataset.ContentTime = dataset.InstanceCreationTime = created.strftime("%H%M%S")
     for name in ("SeriesDate", "SeriesTime"):
@@ -211,17 +210,3 @@ def _finish(dataset: Any, pattern: SourceSeries, created: datetime, checkpoint: 
         item.DimensionOrganizationUID = derived_uid("dimensions", digest)
     dataset.SeriesInstanceUID = derived_uid("segmentation series", digest)
     dataset.SOPInstanceUID = derived_uid("segmentation", digest)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """highdicom's log and pydicom's warnings quote UIDs and values."""
-    logger = logging.getLogger("highdicom")
-    before = logger.disabled, logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled, logger.level = before

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.identity import plain
+from medmae.imaging.dicom.identity import plain, raw_texts
 
 if TYPE_CHECKING:
+    from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -27,6 +27,7 @@ class SourceImage:
     none."""
 
     header: Dataset
+    raw: Mapping[str, RawDataElement]  # the patient's texts as they are in the file
     positions: np.ndarray | None
     orientation: np.ndarray | None
 
@@ -90,6 +91,13 @@ def read_source(files: Sequence[str | Path], role: str = "template") -> SourceSe
     return SourceSeries(tuple(sorted(images, key=lambda image: _number(image.header, "InstanceNumber"))))
 
 
+def read_headers(files: Iterable[Path]) -> tuple[dict[Path, Dataset], list[Problem]]:
+    """The header of each file of any series, and a problem for each that has none."""
+    problems: list[Problem] = []
+    images = {path: _read(path, problems) for path in files}
+    return {path: image.header for path, image in images.items() if image is not None}, problems
+
+
 def refuse_other_patients(template: SourceSeries, others: Iterable[SourceSeries]) -> None:
     """Raise :class:`InputError` where a source is of another patient than the template; values are not quoted."""
     for place, series in enumerate(others, 1):
@@ -117,12 +125,11 @@ def _read(path: Path, problems: list[Problem]) -> SourceImage | None:
 
     field = None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
-            header = pydicom.dcmread(path, stop_before_pixels=True)
-            missing = [name for name in _NEEDED if not plain(header, name)]
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        raw = raw_texts(header)
+        missing = [name for name in _NEEDED if not plain(header, name)]
         if not missing:
-            return SourceImage(header, *_place(header))
+            return SourceImage(header, raw, *_place(header))
         what, remedy = "the header lacks what every DICOM object has", "Export the series again."
         field = ", ".join(missing)
     except InvalidDicomError:
@@ -154,8 +161,7 @@ def _inconsistent(images: Sequence[SourceImage], folder: Path) -> list[Problem]:
 
 def _place(header: Dataset) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Positions and orientation, of a classic image or of the frames of an enhanced one."""
-    with suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with suppress(Exception):
         if "PerFrameFunctionalGroupsSequence" not in header:
             return _numbers([header.ImagePositionPatient]), _orthonormal(header.ImageOrientationPatient)
         frames = list(header.PerFrameFunctionalGroupsSequence)

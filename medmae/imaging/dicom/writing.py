@@ -25,6 +25,7 @@ from medmae.imaging.dicom.identity import (
     plain,
 )
 from medmae.imaging.dicom.pixels import Pixels, quantise
+from medmae.imaging.dicom.quiet import quiet
 from medmae.imaging.dicom.references import add_hierarchy, images_near, source_item
 from medmae.imaging.dicom.source import SourceImage, SourceSeries, read_source, refuse_other_patients
 from medmae.imaging.dicom.stack import Stack, stack_of
@@ -47,6 +48,7 @@ NOT_MR: Final = ("ct", "pet")
 _LOSSY_METHODS: Final = ("ISO_10918_1", "ISO_14495_1", "ISO_15444_1", "ISO_15444_15", "ISO_18181_1", "ISO_13818_2")
 
 
+@quiet()
 def write_synthetic_mr(
     volume: Volume,
     template: Sequence[str | Path],
@@ -101,7 +103,7 @@ def write_synthetic_mr(
     stack = stack_of(volume, pattern.orientation, pattern.runs_against_normal())
     pixels = quantise(stack.array)
 
-    common = identity(pattern.header)
+    common = identity(pattern.header, pattern.images[0].raw)
     _say_series(common, pattern, target, series_number, frame)
     _say_origin(common, target, version, checkpoint_hash, source_modalities, created)
     _say_lossy(common, made_from)
