@@ -15,8 +15,8 @@ from medmae.imaging.dicom.files import write_file
 from medmae.imaging.dicom.identity import frame_of_reference, identity, is_unicode, plain
 from medmae.imaging.dicom.quiet import quiet
 from medmae.imaging.dicom.segment_codes import Coded, SegmentCode, segment_code
-from medmae.imaging.dicom.source import SourceSeries, read_source
-from medmae.imaging.dicom.stack import Stack, stack_of
+from medmae.imaging.dicom.source import SourceImage, SourceSeries, read_source
+from medmae.imaging.dicom.stack import Stack, decimals, stack_of
 from medmae.imaging.dicom.uids import MANUFACTURER, content_hash, derived_uid, private_scheme
 from medmae.imaging.volume import Volume
 
@@ -181,18 +181,42 @@ def _bare_sources(pattern: SourceSeries, frame: str, stack: Stack) -> list[Datas
         bare.Modality = "MR"
         bare.FrameOfReferenceUID = frame
         bare.Rows, bare.Columns = stack.array.shape[1:]
-        if image.positions is not None and len(image.positions) == 1 and image.orientation is not None:
-            bare.ImagePositionPatient = image.positions[0].tolist()
-            bare.ImageOrientationPatient = image.orientation.ravel().tolist()
-            bare.PixelSpacing, bare.SliceThickness = list(stack.pixel_spacing), stack.spacing
+        _place(bare, image, stack)
         result.append(bare)
     return result
+
+
+def _place(bare: Dataset, image: SourceImage, stack: Stack) -> None:
+    """Where the image's planes are, in the words of classic or of multi-frame images; nothing where it does not say."""
+    from pydicom.dataset import Dataset
+
+    if image.positions is None or image.orientation is None:
+        return
+    turned = decimals(image.orientation.ravel())
+    if plain(image.header, "NumberOfFrames") in ("", "0"):
+        bare.ImagePositionPatient, bare.ImageOrientationPatient = decimals(image.positions[0]), turned
+        bare.PixelSpacing, (bare.SliceThickness,) = decimals(stack.pixel_spacing), decimals([stack.spacing])
+        return
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = turned
+    measures.PixelSpacing, (measures.SliceThickness,) = decimals(stack.pixel_spacing), decimals([stack.spacing])
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    frames = []
+    for position in image.positions:
+        frame, plane = Dataset(), Dataset()
+        plane.ImagePositionPatient = decimals(position)
+        frame.PlanePositionSequence = [plane]
+        frames.append(frame)
+    bare.NumberOfFrames = len(frames)
+    bare.SharedFunctionalGroupsSequence, bare.PerFrameFunctionalGroupsSequence = [shared], frames
 
 
 def _finish(dataset: Any, pattern: SourceSeries, created: datetime, checkpoint: str) -> None:
     """Times, origin, and the UIDs that follow from all of it."""
     dataset.ContentDate = dataset.InstanceCreationDate = created.strftime("%Y%m%d")
     dataset.ContentTime = dataset.InstanceCreationTime = created.strftime("%H%M%S")
+    for item in dataset.get("ContributingEquipmentSequence", []):  # highdicom names itself there
+        item.ContributionDateTime = created.strftime("%Y%m%d%H%M%S%z")
     for name in ("SeriesDate", "SeriesTime"):
         dataset.pop(name, None)
     dataset.CodingSchemeIdentificationSequence = [private_scheme()]

@@ -6,6 +6,7 @@ the head. Voxels are moved between axes but never interpolated.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -66,6 +67,13 @@ def stack_of(volume: Volume, orientation: np.ndarray | None = None, backwards: b
         (float(lengths[1]), float(lengths[0])),
         float(abs(matrix[:3, 2] @ normal)),
     )
+
+
+def decimals(values: Iterable[float]) -> list[str]:
+    """Numbers as decimal strings, as exact as 16 characters allow (PS3.5 section 6.2, DS)."""
+    from pydicom.valuerep import format_number_as_ds
+
+    return [format_number_as_ds(float(value) + 0.0) for value in values]
 
 
 def _match(

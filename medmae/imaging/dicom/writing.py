@@ -28,7 +28,7 @@ from medmae.imaging.dicom.pixels import Pixels, quantise
 from medmae.imaging.dicom.quiet import quiet
 from medmae.imaging.dicom.references import add_hierarchy, images_near, source_item
 from medmae.imaging.dicom.source import SourceImage, SourceSeries, read_source, refuse_other_patients
-from medmae.imaging.dicom.stack import Stack, stack_of
+from medmae.imaging.dicom.stack import Stack, decimals, stack_of
 from medmae.imaging.dicom.uids import (
     MANUFACTURER,
     SCHEME,
@@ -223,14 +223,14 @@ def _say_pixels(dataset: Dataset, stack: Stack, pixels: Pixels) -> None:
     from pydicom.dataset import Dataset
 
     row, column = stack.orientation
-    dataset.ImageOrientationPatient = _decimals([*row, *column])
-    dataset.PixelSpacing = _decimals(stack.pixel_spacing)
-    dataset.SliceThickness = dataset.SpacingBetweenSlices = _decimals([stack.spacing])[0]
+    dataset.ImageOrientationPatient = decimals([*row, *column])
+    dataset.PixelSpacing = decimals(stack.pixel_spacing)
+    dataset.SliceThickness = dataset.SpacingBetweenSlices = decimals([stack.spacing])[0]
     dataset.Rows, dataset.Columns = stack.array.shape[1:]
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, _decimals([pixels.slope])[0], "US"
-    dataset.WindowCenter, dataset.WindowWidth = _decimals([pixels.center, pixels.width])
+    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, decimals([pixels.slope])[0], "US"
+    dataset.WindowCenter, dataset.WindowWidth = decimals([pixels.center, pixels.width])
     dataset.VOILUTFunction = "LINEAR_EXACT"
     mapping = Dataset()
     mapping.add(DataElement("RealWorldValueFirstValueMapped", "SS", -32768))
@@ -253,7 +253,7 @@ def _slice(
 
     part = Dataset()
     part.InstanceNumber = index + 1
-    part.ImagePositionPatient = _decimals(stack.positions[index])
+    part.ImagePositionPatient = decimals(stack.positions[index])
     named = [image for by_slice in near for image in by_slice[index]]
     part.SourceImageSequence = [source_item(image) for image in named]
     add_hierarchy(part, named, common.StudyInstanceUID)
@@ -268,10 +268,3 @@ def _identify(common: Dataset, parts: Sequence[Dataset]) -> None:
     common.SeriesInstanceUID = derived_uid("series", shared, *hashes)
     for part, digest in zip(parts, hashes, strict=True):
         part.SOPInstanceUID = derived_uid("instance", common.SeriesInstanceUID, digest)
-
-
-def _decimals(values: Sequence[float]) -> list[str]:
-    """Numbers as decimal strings, as exact as 16 characters allow (PS3.5 section 6.2, DS)."""
-    from pydicom.valuerep import format_number_as_ds
-
-    return [format_number_as_ds(float(value) + 0.0) for value in values]

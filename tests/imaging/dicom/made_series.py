@@ -60,7 +60,7 @@ def write_series(
     study: str | None = None,
     **fields: Any,
 ) -> list[Path]:
-    """Files of a series on the grid of ``matrix`` (to RAS mm); ``fields`` overwrite header attributes, None removes one.
+    """Files of a series on the grid of ``matrix`` (to RAS mm); ``fields`` overwrite attributes, None removes one.
     ``numbering`` of instances: forward, reversed or shuffled along the slices; file names are shuffled too."""
     folder.mkdir(parents=True)
     to_lps = LPS @ matrix
@@ -199,7 +199,7 @@ def _points(array: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def assert_same_place(
     points: np.ndarray, values: np.ndarray, array: np.ndarray, matrix: np.ndarray, step: float
 ) -> None:
-    """Every voxel of ``array`` is among ``points``, within 0.1 mm (and its value within ``step``); so is the centroid."""
+    """Every voxel of ``array`` is among ``points`` within 0.1 mm, its value within ``step``; so is the centroid."""
     assert len(values) == array.size
     index = (points - matrix[:3, 3]) @ np.linalg.inv(matrix[:3, :3]).T
     whole = np.rint(index).astype(int)
@@ -232,8 +232,8 @@ def dcm2niix() -> str:
 
 
 def dciodvfy_errors(path: Path) -> list[str]:
-    """What dicom3tools' validator calls an error. Its dictionary of 2022 does not know Synthetic Data (0008,001C), which
-    the standard has had since 2023: that one complaint, and no other, is passed over."""
+    """What dicom3tools' validator calls an error. In Debian 12 its dictionary, of 2022, is older than the attribute
+    Synthetic Data (0008,001C) and takes it for a mistake: that one complaint, and no other, is passed over."""
     shown = subprocess.run([program("dciodvfy"), "-new", str(path)], capture_output=True, text=True)
     assert "MRImage" in shown.stderr + shown.stdout or "Segmentation" in shown.stderr + shown.stdout
     too_new = "Error - </(0008,001c)> - Attribute with an even group number is not a recognized standard attribute"

@@ -1,4 +1,4 @@
-"""Synthesised modalities as DICOM: in their place, marked as what they are, and with nothing of the patient but identity."""
+"""Synthesised modalities as DICOM: in their place, marked as what they are, with the identity and no more."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def test_study_patient_and_frame_are_the_templates_and_uids_are_new(tmp_path: Pa
     files = write(Volume(head(), affine()), template, tmp_path / "out")
     source = pydicom.dcmread(template[0])
     made = [pydicom.dcmread(path) for path in files]
-    same = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime AccessionNumber StudyID "
-    same += "FrameOfReferenceUID PatientPosition BodyPartExamined TimezoneOffsetFromUTC"
+    same = "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime "
+    same += "AccessionNumber StudyID FrameOfReferenceUID PatientPosition BodyPartExamined TimezoneOffsetFromUTC"
     for name in same.split():
         assert all(one[name].value == source[name].value for one in made), name
     assert all(one.ReferringPhysicianName == "" for one in made)
@@ -311,8 +311,10 @@ def plant(folder: Path) -> list[Path]:
         texts += (
             "Manufacturer ManufacturerModelName DeviceSerialNumber SoftwareVersions SequenceName ContrastBolusAgent "
         )
-        texts += "PositionReferenceIndicator DerivationDescription Occupation PatientAddress MedicalAlerts PatientMotherBirthName "
-        texts += "RequestingService BodyPartExamined PatientPosition LossyImageCompressionMethod "
+        texts += "PositionReferenceIndicator DerivationDescription Occupation PatientAddress MedicalAlerts "
+        texts += (
+            "PatientMotherBirthName RequestingService BodyPartExamined PatientPosition LossyImageCompressionMethod "
+        )
         texts += "PatientName PatientID IssuerOfPatientID DeidentificationMethod"
         with pytest.warns(UserWarning):  # where the name is no valid value
             for name in texts.split():
