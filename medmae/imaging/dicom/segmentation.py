@@ -148,7 +148,7 @@ def _segmentation(
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=described,
         series_instance_uid=derived_uid("placeholder"),
-        series_number=pattern.number * 100 + 2 if series_number is None else series_number,
+        series_number=pattern.derived_number(2) if series_number is None else series_number,
         sop_instance_uid=derived_uid("placeholder"),
         instance_number=1,
         manufacturer=MANUFACTURER,

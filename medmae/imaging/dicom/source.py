@@ -49,10 +49,10 @@ class SourceSeries:
     def orientation(self) -> np.ndarray | None:
         return self.images[0].orientation
 
-    @property
-    def number(self) -> int:
-        """Series Number, or 0."""
-        return _number(self.header, "SeriesNumber")
+    def derived_number(self, place: int) -> int:
+        """A Series Number for what is made from this series: 3 gives 301, 302, ...; an integer string holds 32 bits."""
+        number = _number(self.header, "SeriesNumber")
+        return (number if 0 <= number < 2**31 // 100 else 0) * 100 + place
 
     def runs_against_normal(self) -> bool:
         """Whether instance numbers count down along row x column, so that a new series can be numbered alike."""

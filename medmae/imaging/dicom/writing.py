@@ -155,7 +155,7 @@ def _say_series(dataset: Dataset, template: SourceSeries, target: str, series_nu
     """General Series, Frame of Reference and General Equipment modules."""
     dataset.SOPClassUID = MR_IMAGE_STORAGE
     dataset.Modality = "MR"
-    dataset.SeriesNumber = template.number * 100 + 1 if series_number is None else series_number
+    dataset.SeriesNumber = template.derived_number(1) if series_number is None else series_number
     dataset.SeriesDescription = series_description(target, is_unicode(dataset))
     position = plain(template.header, "PatientPosition")
     dataset.PatientPosition = position if position in PATIENT_POSITIONS else ""

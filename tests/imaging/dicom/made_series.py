@@ -238,3 +238,8 @@ def dciodvfy_errors(path: Path) -> list[str]:
     assert "MRImage" in shown.stderr + shown.stdout or "Segmentation" in shown.stderr + shown.stdout
     too_new = "Error - </(0008,001c)> - Attribute with an even group number is not a recognized standard attribute"
     return [line for line in (shown.stdout + shown.stderr).splitlines() if line.startswith("Error") and line != too_new]
+
+
+def valid(path: Path) -> bool:
+    """Whether dciodvfy finds no error, where it is installed; that it does find none is a test of its own."""
+    return shutil.which("dciodvfy") is None or not dciodvfy_errors(path)

@@ -14,7 +14,7 @@ from medmae.errors import InputError
 from medmae.imaging.dicom.segment_codes import Coded, SegmentCode, segment_code
 from medmae.imaging.dicom.segmentation import write_segmentation
 from medmae.imaging.volume import Volume
-from tests.imaging.dicom.made_series import affine, dciodvfy_errors, head, write_series
+from tests.imaging.dicom.made_series import affine, dciodvfy_errors, head, valid, write_series
 from tests.imaging.dicom.test_writing import GRIDS, PATIENT_MODULE, SECRET, bytes_without, plant
 
 WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
@@ -61,7 +61,12 @@ def test_labels_are_where_they_were(tmp_path: Path, grid: str, enhanced: bool) -
     there = voxels(path, GRIDS[grid], (20, 24, 14))
     for value, name in NAMES.items():
         np.testing.assert_array_equal(there[name], labels() == value)
-    assert not dciodvfy_errors(path)
+    assert valid(path)
+
+
+def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
+    template = write_series(tmp_path / "in", GRIDS["oblique"])
+    assert not dciodvfy_errors(write(Volume(labels(), GRIDS["oblique"]), template, tmp_path / "seg.dcm"))
 
 
 def test_labels_in_other_axes_and_on_another_grid_are_where_they_were(tmp_path: Path) -> None:
@@ -69,7 +74,7 @@ def test_labels_in_other_axes_and_on_another_grid_are_where_they_were(tmp_path: 
     template = write_series(tmp_path / "in", GRIDS["oblique"])
     path = write(Volume(labels(), fine), template, tmp_path / "seg.dcm")
     np.testing.assert_array_equal(voxels(path, fine, (20, 24, 14))["edema"], labels() == 1)
-    assert not dciodvfy_errors(path)
+    assert valid(path)
 
 
 def test_segments_are_named_coded_and_said_to_be_automatic(tmp_path: Path) -> None:
@@ -119,7 +124,7 @@ def test_an_empty_label_map_is_an_object_without_segmented_voxels(tmp_path: Path
     path = write(Volume(np.zeros((20, 24, 14), np.uint8), affine()), template, tmp_path / "seg.dcm")
     one = pydicom.dcmread(path)
     assert len(one.SegmentSequence) == 3 and not one.pixel_array.any()
-    assert not dciodvfy_errors(path)
+    assert valid(path)
 
 
 def test_same_content_and_time_same_uids(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from tests.imaging.dicom.made_series import (
     by_simpleitk,
     dciodvfy_errors,
     head,
+    valid,
     write_series,
 )
 
@@ -117,7 +118,7 @@ def test_an_enhanced_series_is_a_template_too(tmp_path: Path) -> None:
     assert_same_place(*by_simpleitk(files), head(), GRIDS["oblique"], step=0.03)
     source = pydicom.dcmread(template[0])
     assert pydicom.dcmread(files[3]).SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
-    assert not dciodvfy_errors(files[3])
+    assert valid(files[3])
 
 
 def test_the_real_series_comes_back_where_it_was(tmp_path: Path) -> None:
@@ -134,7 +135,15 @@ def test_the_real_series_comes_back_where_it_was(tmp_path: Path) -> None:
     files = write(Volume(array, LPS @ matrix), list(folder.glob("*.dcm")), tmp_path / "out", target="t2")
     for read in (by_simpleitk, by_dcm2niix):
         assert_same_place(*read(files), array, LPS @ matrix, step=0.003)
-    assert not dciodvfy_errors(files[0])
+    assert valid(files[0])
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_dciodvfy_finds_no_error(tmp_path: Path, grid: str) -> None:
+    for part in ("HEAD", None):  # whose laterality is known to be none, or not known
+        source = write_series(tmp_path / f"in-{part}", GRIDS[grid], BodyPartExamined=part)
+        files = write(Volume(head(), GRIDS[grid]), source, tmp_path / f"out-{part}", sources=[source])
+        assert [dciodvfy_errors(path) for path in files] == [[]] * 14
 
 
 # --- what the objects say ---------------------------------------------------------------------------------------------
@@ -161,7 +170,7 @@ def test_it_is_marked_as_synthetic_everywhere_a_reader_looks(tmp_path: Path) -> 
             "0.1.0",
         ) and "c0ffee" in tool.ContributionDescription
         assert tool.PurposeOfReferenceCodeSequence[0].CodeValue == "109100"
-        assert not dciodvfy_errors(path)
+        assert valid(path)
 
 
 def test_no_acquisition_is_pretended(tmp_path: Path) -> None:
@@ -213,7 +222,7 @@ def test_every_slice_names_the_sources_at_its_place(tmp_path: Path) -> None:
         assert {i.ReferencedSOPInstanceUID for series in listed for i in series.ReferencedInstanceSequence} == set(
             named
         )
-    assert not dciodvfy_errors(files[0])
+    assert valid(files[0])
 
 
 def test_a_source_with_lossy_compression_marks_the_synthesis(tmp_path: Path) -> None:
@@ -221,7 +230,7 @@ def test_a_source_with_lossy_compression_marks_the_synthesis(tmp_path: Path) -> 
     template = write_series(tmp_path / "in", affine(), LossyImageCompressionMethod="ISO_10918_1", **lossy)
     made = pydicom.dcmread(write(Volume(head(), affine()), template, tmp_path / "out")[0])
     assert made.LossyImageCompression == "01" and made.LossyImageCompressionMethod == "ISO_10918_1"
-    assert not dciodvfy_errors(tmp_path / "out" / "0001.dcm")
+    assert valid(tmp_path / "out" / "0001.dcm")
 
 
 def test_the_creation_time_is_told_if_given(tmp_path: Path) -> None:
@@ -287,7 +296,7 @@ def test_the_window_shows_what_is_not_background(tmp_path: Path) -> None:
 def test_an_empty_image_is_written_and_nan_is_refused(tmp_path: Path) -> None:
     template = write_series(tmp_path / "in", affine())
     files = write(Volume(np.zeros((20, 24, 14)), affine()), template, tmp_path / "out")
-    assert not dciodvfy_errors(files[0])
+    assert valid(files[0])
     broken = head()
     broken[3, 4, 5] = np.nan
     with pytest.raises(InputError, match="1 NaN or infinite"):
@@ -351,7 +360,7 @@ def test_a_name_in_every_text_attribute_reaches_nothing_but_the_patient_module(
         assert SECRET.lower().encode() not in bytes_without(path, PATIENT_MODULE).lower()
     assert SECRET not in caplog.text and not [warning for warning in recwarn if SECRET in str(warning.message)]
     assert not any(SECRET in str(path) for path in (tmp_path / "out").rglob("*"))
-    assert not dciodvfy_errors(files[0])
+    assert valid(files[0])
 
 
 def test_errors_quote_no_header(tmp_path: Path) -> None:
@@ -386,7 +395,7 @@ def test_names_keep_their_letters_from_any_character_set(tmp_path: Path, declare
     made = pydicom.dcmread(write(Volume(head(), affine()), template, tmp_path / "out")[0])
     assert str(made.PatientName) == name
     assert made.SpecificCharacterSet == "ISO_IR 192" and made.SeriesDescription.startswith("SYNTHETIC FLAIR – NOT")
-    assert not dciodvfy_errors(tmp_path / "out" / "0001.dcm")
+    assert valid(tmp_path / "out" / "0001.dcm")
 
 
 def test_bytes_of_an_undeclared_character_set_are_kept_as_they_are(tmp_path: Path) -> None:
