@@ -93,7 +93,13 @@ def frame_of_reference(header: Dataset) -> str:
     """The template's Frame of Reference UID (PS3.3 C.7.4.1). A template without one gives a UID of its series: its
     images share coordinates with one another and, for all that is known, with no other series."""
     known = plain(header, "FrameOfReferenceUID")
-    return known or derived_uid("frame of reference", plain(header, "SeriesInstanceUID"))
+    return known if is_uid(known) else derived_uid("frame of reference", plain(header, "SeriesInstanceUID"))
+
+
+def is_uid(text: str) -> bool:
+    """Whether this is digits and dots, as a UID is. Leading zeros, which many archives hold though PS3.5 section 9.1
+    forbids them, are let pass: references must name what is there."""
+    return re.fullmatch(r"[0-9][0-9.]{0,63}", text) is not None
 
 
 def plain(header: Dataset, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.identity import plain, raw_texts
+from medmae.imaging.dicom.identity import is_uid, plain, raw_texts
 
 if TYPE_CHECKING:
     from pydicom.dataelem import RawDataElement
@@ -127,10 +127,10 @@ def _read(path: Path, problems: list[Problem]) -> SourceImage | None:
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         raw = raw_texts(header)
-        missing = [name for name in _NEEDED if not plain(header, name)]
+        missing = [name for name in _NEEDED if not is_uid(plain(header, name))]
         if not missing:
             return SourceImage(header, raw, *_place(header))
-        what, remedy = "the header lacks what every DICOM object has", "Export the series again."
+        what, remedy = "the header lacks UIDs that every DICOM object has", "Export the series again."
         field = ", ".join(missing)
     except InvalidDicomError:
         what, remedy = "this is not a DICOM file", "Leave it out; a DICOM file has 'DICM' at byte 128."

@@ -352,6 +352,10 @@ def test_a_name_in_every_text_attribute_reaches_nothing_but_the_patient_module(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     template = plant(tmp_path / "in")
+    for path in template:  # pydicom quotes a UID that is none when it reads it
+        one = pydicom.dcmread(path)
+        one.FrameOfReferenceUID = f"1.2.3{SECRET}"
+        one.save_as(path)
     recwarn.clear()
     caplog.clear()
     with caplog.at_level(0):
