@@ -1,4 +1,4 @@
-"""The network under :mod:`medmae.imaging.dicom.archive`: associations, and the DIMSE services on them, by
+"""The network under :mod:`medmae.imaging.dicom_out.archive`: associations, and the DIMSE services on them, by
 pynetdicom."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from medmae.errors import InputError, MedmaeError, Problem
-from medmae.imaging.dicom.identity import plain as text
+from medmae.imaging.dicom_out.identity import plain as text
 from medmae.imaging.files import replaced_file
 
 __all__ = ["FIND", "IMAGES", "Peer", "find", "key", "receive_by_get", "receive_by_move", "store", "text", "texts"]

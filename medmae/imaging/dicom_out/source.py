@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.identity import is_uid, plain, raw_texts
+from medmae.imaging.dicom_out.identity import is_uid, plain, raw_texts
 
 if TYPE_CHECKING:
     from pydicom.dataelem import RawDataElement

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import pydicom
 import pytest
 
-from medmae.imaging.dicom.archive import Archive
-from medmae.imaging.dicom.segmentation import write_segmentation
-from medmae.imaging.dicom.writing import write_synthetic_mr
+from medmae.imaging.dicom_out.archive import Archive
+from medmae.imaging.dicom_out.segmentation import write_segmentation
+from medmae.imaging.dicom_out.writing import write_synthetic_mr
 from medmae.imaging.volume import Volume
-from tests.imaging.dicom.made_series import affine, head, program, write_series
+from tests.imaging.dicom_out.made_series import affine, head, program, write_series
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medmae.errors import InputError, MedmaeError, Problem
-from medmae.imaging.dicom.association import (
+from medmae.imaging.dicom_out.association import (
     FIND,
     Peer,
     find,
@@ -30,8 +30,8 @@ from medmae.imaging.dicom.association import (
     text,
     texts,
 )
-from medmae.imaging.dicom.quiet import quiet
-from medmae.imaging.dicom.source import read_headers
+from medmae.imaging.dicom_out.quiet import quiet
+from medmae.imaging.dicom_out.source import read_headers
 
 
 def study_key(uid: str) -> str:

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from medmae.imaging.dicom.uids import SCHEME
+from medmae.imaging.dicom_out.uids import SCHEME
 
 
 @dataclass(frozen=True)

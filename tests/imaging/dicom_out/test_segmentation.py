@@ -11,11 +11,11 @@ import pydicom
 import pytest
 
 from medmae.errors import InputError
-from medmae.imaging.dicom.segment_codes import Coded, SegmentCode, segment_code
-from medmae.imaging.dicom.segmentation import write_segmentation
+from medmae.imaging.dicom_out.segment_codes import Coded, SegmentCode, segment_code
+from medmae.imaging.dicom_out.segmentation import write_segmentation
 from medmae.imaging.volume import Volume
-from tests.imaging.dicom.made_series import affine, dciodvfy_errors, head, valid, write_series
-from tests.imaging.dicom.test_writing import GRIDS, PATIENT_MODULE, SECRET, bytes_without, plant
+from tests.imaging.dicom_out.made_series import affine, dciodvfy_errors, head, valid, write_series
+from tests.imaging.dicom_out.test_writing import GRIDS, PATIENT_MODULE, SECRET, bytes_without, plant
 
 WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 NAMES = {1: "edema", 2: "something of ours", 4: "enhancing tumor"}
@@ -101,7 +101,7 @@ def test_known_codes_are_those_of_the_standards_tables() -> None:
     """Against pydicom's copy of PS3.16 CID 7150 and 7151."""
     from pydicom.sr._concepts_dict import concepts
 
-    from medmae.imaging.dicom import segment_codes
+    from medmae.imaging.dicom_out import segment_codes
 
     coded = [part for code in segment_codes._KNOWN.values() for part in (code.category, code.type)]
     assert len(segment_codes._KNOWN) > 15

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from medmae.errors import InputError
-from medmae.imaging.dicom.uids import derived_uid
+from medmae.imaging.dicom_out.uids import derived_uid
 from medmae.imaging.files import replaced_file
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from medmae.errors import InputError
-from medmae.imaging.dicom.files import write_folder
-from medmae.imaging.dicom.identity import (
+from medmae.imaging.dicom_out.files import write_folder
+from medmae.imaging.dicom_out.identity import (
     BODY_PARTS,
     PATIENT_POSITIONS,
     frame_of_reference,
@@ -24,12 +24,12 @@ from medmae.imaging.dicom.identity import (
     is_unicode,
     plain,
 )
-from medmae.imaging.dicom.pixels import Pixels, quantise
-from medmae.imaging.dicom.quiet import quiet
-from medmae.imaging.dicom.references import add_hierarchy, images_near, source_item
-from medmae.imaging.dicom.source import SourceImage, SourceSeries, read_source, refuse_other_patients
-from medmae.imaging.dicom.stack import Stack, decimals, stack_of
-from medmae.imaging.dicom.uids import (
+from medmae.imaging.dicom_out.pixels import Pixels, quantise
+from medmae.imaging.dicom_out.quiet import quiet
+from medmae.imaging.dicom_out.references import add_hierarchy, images_near, source_item
+from medmae.imaging.dicom_out.source import SourceImage, SourceSeries, read_source, refuse_other_patients
+from medmae.imaging.dicom_out.stack import Stack, decimals, stack_of
+from medmae.imaging.dicom_out.uids import (
     MANUFACTURER,
     SCHEME,
     code,
@@ -76,12 +76,12 @@ def write_synthetic_mr(
       Content Qualification RESEARCH (C.12.1), Series Description and Image Comments that begin SYNTHETIC. Derivation
       Description, Derivation Code and Source Image Sequence (C.12.4), Contributing Equipment with the purpose
       "Synthesizing Equipment" (C.12.1). CID 7203 of derivations has no code for a synthesis, so it is a private one.
-    - *Whose.* Patient and study as in the template, by an allow-list (:mod:`medmae.imaging.dicom.identity`); its Frame
-      of Reference; new series and instance UIDs, derived from content (:mod:`medmae.imaging.dicom.uids`).
+    - *Whose.* Patient and study as in the template, by an allow-list (:mod:`medmae.imaging.dicom_out.identity`); its
+      Frame of Reference; new series and instance UIDs, derived from content (:mod:`medmae.imaging.dicom_out.uids`).
     - *No acquisition.* Scanning Sequence, of type 1, is RM (research mode), Sequence Variant NONE; Scan Options, MR
       Acquisition Type, Repetition Time, Echo Time, Echo Train Length, of types 2 and 2C, are empty; dates, times and
       settings of acquisition are absent (C.8.3.1, C.7.10.1).
-    - *Values.* 16-bit integers and a slope (:func:`medmae.imaging.dicom.pixels.quantise`). The MR Image IOD has no
+    - *Values.* 16-bit integers and a slope (:func:`medmae.imaging.dicom_out.pixels.quantise`). The MR Image IOD has no
       Modality LUT; the standard's place for the slope is Real World Value Mapping Sequence (C.7.6.1). Rescale Slope and
       Intercept say the same, as scanners do (a Standard Extended SOP Class, PS3.2 section 3.11), because it is what
       readers apply. The window is in rescaled units, its function LINEAR_EXACT (C.11.2.1.3), as widths may be below 1.

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medmae.errors import InputError, Problem
-from medmae.imaging.dicom.files import write_file
-from medmae.imaging.dicom.identity import frame_of_reference, identity, is_unicode, plain
-from medmae.imaging.dicom.quiet import quiet
-from medmae.imaging.dicom.segment_codes import Coded, SegmentCode, segment_code
-from medmae.imaging.dicom.source import SourceImage, SourceSeries, read_source
-from medmae.imaging.dicom.stack import Stack, decimals, stack_of
-from medmae.imaging.dicom.uids import MANUFACTURER, content_hash, derived_uid, private_scheme
+from medmae.imaging.dicom_out.files import write_file
+from medmae.imaging.dicom_out.identity import frame_of_reference, identity, is_unicode, plain
+from medmae.imaging.dicom_out.quiet import quiet
+from medmae.imaging.dicom_out.segment_codes import Coded, SegmentCode, segment_code
+from medmae.imaging.dicom_out.source import SourceImage, SourceSeries, read_source
+from medmae.imaging.dicom_out.stack import Stack, decimals, stack_of
+from medmae.imaging.dicom_out.uids import MANUFACTURER, content_hash, derived_uid, private_scheme
 from medmae.imaging.volume import Volume
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def write_segmentation(
 
     Algorithm Type is AUTOMATIC, the algorithm's family (123110, DCM, "Artificial Intelligence") (C.8.20.2, CID 7162).
     Patient and study come from the template by an allow-list, as in
-    :func:`~medmae.imaging.dicom.writing.write_synthetic_mr`. Synthetic Data is YES if the template's is, as C.12.1
+    :func:`~medmae.imaging.dicom_out.writing.write_synthetic_mr`. Synthetic Data is YES if the template's is, as C.12.1
     expects of what is derived from synthetic data. ``created`` (default: now) is the object's Content Date and Time,
     which a Segmentation must have; UIDs are derived from content, that time included.
 

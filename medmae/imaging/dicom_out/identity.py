@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from medmae.imaging.dicom.uids import derived_uid
+from medmae.imaging.dicom_out.uids import derived_uid
 
 if TYPE_CHECKING:
     from pydicom.dataelem import RawDataElement

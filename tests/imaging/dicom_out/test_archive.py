@@ -14,8 +14,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medmae.errors import InputError, MedmaeError
-from medmae.imaging.dicom.archive import Archive, study_key
-from tests.imaging.dicom.made_series import affine, write_series
+from medmae.imaging.dicom_out.archive import Archive, study_key
+from tests.imaging.dicom_out.made_series import affine, write_series
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="pynetdicom is not installed")
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"

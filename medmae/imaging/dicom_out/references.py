@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmae.imaging.dicom.source import SourceImage, SourceSeries
-from medmae.imaging.dicom.stack import Stack
-from medmae.imaging.dicom.uids import code
+from medmae.imaging.dicom_out.source import SourceImage, SourceSeries
+from medmae.imaging.dicom_out.stack import Stack
+from medmae.imaging.dicom_out.uids import code
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -15,10 +15,10 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 
 from medmae.errors import InputError
-from medmae.imaging.dicom.pixels import quantise
-from medmae.imaging.dicom.writing import write_synthetic_mr
+from medmae.imaging.dicom_out.pixels import quantise
+from medmae.imaging.dicom_out.writing import write_synthetic_mr
 from medmae.imaging.volume import Volume
-from tests.imaging.dicom.made_series import (
+from tests.imaging.dicom_out.made_series import (
     LPS,
     affine,
     assert_same_place,
