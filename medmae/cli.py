@@ -207,7 +207,9 @@ def reconstruct(
             show_default=False,
         ),
     ] = None,
-    format: Annotated[Literal["nifti"], typer.Option(help="What to write.")] = "nifti",
+    format: Annotated[
+        Literal["nifti", "dicom"], typer.Option(help="What to write; dicom into the studies that DICOM came from.")
+    ] = "nifti",
     report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,
     uncertainty: Annotated[
         bool,
@@ -326,12 +328,22 @@ def predict_segment(
         list[str] | None, typer.Option(help="Folds to average; left out, all there are.", show_default=False)
     ] = None,
     mirror: Annotated[bool, typer.Option(help="Average over mirrored images.")] = True,
+    format: Annotated[
+        Literal["nifti", "dicom"], typer.Option(help="What to write; dicom into the studies that DICOM came from.")
+    ] = "nifti",
     device: Device = "auto",
 ) -> Outcome:
     """Segment studies, whatever channels they have, on their own grid."""
     with progress_callback("segmenting") as on_progress:
         result = medmae.predict_segment(
-            studies, model, out, folds=fold_list(fold), device=device, mirror=mirror, on_progress=on_progress
+            studies,
+            model,
+            out,
+            folds=fold_list(fold),
+            device=device,
+            mirror=mirror,
+            format=format,
+            on_progress=on_progress,
         )
     failed = sum(problem.fatal for problem in result.problems)
     return Outcome(result.to_json(), [str(p) for p in result.written], result.problems, len(result.written), failed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import medmae
 from medmae.cohort.study import Study
 from medmae.errors import CheckpointError, InputError, MedmaeError, Problem
 from medmae.files import explained
@@ -31,6 +33,7 @@ def predict(
     folds: Sequence[int | str] | None,
     device: torch.device,
     mirror: bool,
+    format: str,
     on_progress: Callable[[int, int, str], None] | None,
 ) -> PredictedSegmentation:
     """See :func:`medmae.nnunet.segment.predict_segment`."""
@@ -51,7 +54,8 @@ def predict(
                 what = f"lacks {', '.join(absent)}, which this model never practised"
                 result.problems.append(Problem(what, study.id, remedy=remedy, fatal=False))
             with as_files(images) as files:
-                result.written.append(segment_one(predictor, study, files, channels, out))
+                file = segment_one(predictor, study, files, channels, out)
+            result.written.append(file if format == "nifti" else as_dicom(file, images, predictor, model))
         except (MedmaeError, OSError, RuntimeError, AssertionError) as error:
             result.problems.append(Problem("could not be segmented", study.id, found=str(error)))
     if on_progress:
@@ -132,6 +136,27 @@ def as_files(images: Mapping[str, Source]) -> Iterator[dict[str, Path]]:
                 source = file
             files[name] = source
         yield files
+
+
+def as_dicom(file: Path, images: Mapping[str, Source], predictor: Any, model: Path) -> Path:
+    """A label map as ``<study>.dcm``, a DICOM SEG in the study of the first image, in place of the NIfTI file."""
+    from medmae.imaging.dicom_out.exporting import on_disk, series_of
+    from medmae.imaging.dicom_out.segmentation import write_segmentation
+
+    series = series_of(images, list(images)[:1], file.name.removesuffix(".nii.gz"))
+    names = {int(v): str(k) for k, v in predictor.dataset_json["labels"].items() if v != 0}
+    labels = read_source(file)
+    with on_disk(series) as files:
+        written = write_segmentation(
+            labels,
+            next(iter(files.values())),
+            file.with_name(file.name.removesuffix(".nii.gz") + ".dcm"),
+            names=names,
+            version=medmae.__version__,
+            checkpoint_hash=hashlib.sha256((model / "plans.json").read_bytes()).hexdigest(),
+        )
+    file.unlink()
+    return written
 
 
 def segment_one(predictor: Any, study: Study, images: dict[str, Path], channels: Sequence[str], out: Path) -> Path:

@@ -298,6 +298,7 @@ def predict_segment(
     folds: Sequence[int | str] | None = None,
     device: str = "auto",
     mirror: bool = True,
+    format: Literal["nifti", "dicom"] = "nifti",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> PredictedSegmentation:
     """Segment studies with a fine-tuned ``model`` (an nnU-Net results folder), whatever channels they have.
@@ -305,8 +306,9 @@ def predict_segment(
     ``data``: studies in any supported layout, modalities named as the model's channels. A study that lacks some is
     segmented from the others, which nnU-Net's own command refuses; a model trained without modality dropout has
     never practised that, and the result says so. Writes ``<study>.nii.gz`` to ``out`` on the grid of the study's
-    first channel. A study that fails is reported, and the others are written.
+    first channel, or, ``format`` "dicom", ``<study>.dcm``, a DICOM SEG in the study that the images came from. A study
+    that fails is reported, and the others are written.
     """
     from medmae.nnunet.predict import predict
 
-    return predict(data, Path(model), Path(out), folds, pick_device(device), mirror, on_progress)
+    return predict(data, Path(model), Path(out), folds, pick_device(device), mirror, format, on_progress)

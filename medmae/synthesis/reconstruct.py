@@ -21,6 +21,7 @@ from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.study import Study
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, write_text
+from medmae.imaging.dicom_out.exporting import export_synthesis, series_of
 from medmae.imaging.nifti import write_nifti
 from medmae.imaging.source import read_source, sha256
 from medmae.imaging.volume import Volume
@@ -30,6 +31,8 @@ from medmae.synthesis.windows import Synthesiser
 
 __all__ = ["Reconstructed", "Synthesis", "reconstruct", "reconstruct_volumes"]
 log = logging.getLogger(__name__)
+
+FORMATS = ("nifti", "dicom")
 
 
 @dataclass
@@ -85,10 +88,15 @@ def reconstruct(
     that are there are not what the model expects (see :mod:`medmae.synthesis.anomaly`), for studies that lack nothing
     too.
 
+    ``format`` "dicom": in place of each NIfTI file a folder of MR Image objects in the study that the images came from,
+    which must be DICOM (see :mod:`medmae.imaging.dicom_out.writing`); the side-car lies beside the folder.
+
     A study that fails is reported, and the others are written; :class:`MedmaeError` when nothing can be done at all.
     """
-    if format != "nifti":
-        raise InputError("an output format that is not there", field="format", found=format, expected="nifti")
+    if format not in FORMATS:
+        raise InputError(
+            "an output format that is not there", field="format", found=format, expected=" or ".join(FORMATS)
+        )
     out = Path(out)
     model = medmae.load(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     targets = [canonical_modality(t) or t for t in targets]
@@ -109,7 +117,10 @@ def reconstruct(
             result.skipped.append(Problem("lacks no modality", study.id, remedy=remedy, fatal=False))
             continue
         try:
-            Work(study, model, out, targets, provenance, report, uncertainty, anomaly, device, precision, result).do()
+            Work(
+                *(study, model, out, targets, provenance, format, report, uncertainty, anomaly),
+                *(device, precision, result),
+            ).do()
         except MedmaeError as error:
             where = study.id if error.problem.where is None else f"{study.id}: {error.problem.where}"
             result.failed.append(Problem(**{**vars(error.problem), "where": where}))
@@ -134,12 +145,14 @@ class Work:
     out: Path
     targets: Sequence[str]
     provenance: dict[str, Any]
+    format: str
     report: bool
     uncertainty: bool
     anomaly: bool
     device: str
     precision: str | None
     result: Reconstructed
+    series: int = 0  # DICOM series written so far
 
     def do(self) -> None:
         study, model = self.study, self.model
@@ -211,15 +224,19 @@ class Work:
 
     def write(self, target: str, synthesis: Synthesis, strange: Mapping[str, float]) -> None:
         """The synthesis and, where it is known, its uncertainty, each with its side-car."""
-        path = self.out / f"{self.study.id}_{target}.nii.gz"
         car = side_car(synthesis, self.provenance, self.hashes)
         if strange:
             car["distance_from_training"] = {m: round(strange[m], 3) for m in synthesis.sources if m in strange}
         if synthesis.uncertainty is not None:
-            beside = path.with_name(f"{self.study.id}_{target}_uncertainty.nii.gz")
-            car["uncertainty"] = self.trusted(synthesis, beside.name)
-            self.write_marked(synthesis.uncertainty, beside, {**self.mark("uncertainty", target), **car["uncertainty"]})
-        self.write_marked(synthesis.volume, path, car)
+            name = f"{target}_uncertainty"
+            car["uncertainty"] = self.trusted(synthesis, self.place(name).name)
+            beside = {**self.mark("uncertainty", target), **car["uncertainty"]}
+            self.write_marked(synthesis.uncertainty, name, beside, synthesis.sources)
+        self.write_marked(synthesis.volume, target, car, synthesis.sources)
+
+    def place(self, name: str) -> Path:
+        """The file, or the folder of DICOM files, of an image."""
+        return self.out / f"{self.study.id}_{name}{'.nii.gz' if self.format == 'nifti' else ''}"
 
     def trusted(self, synthesis: Synthesis, file: str) -> dict[str, Any]:
         """What the side-car says of the intervals."""
@@ -241,14 +258,13 @@ class Work:
         """The heat map, on the grid of the first modality."""
         from medmae.synthesis.anomaly import anomaly_of
 
-        path = self.out / f"{self.study.id}_anomaly.nii.gz"
         found, sources = anomaly_of(self.model, volumes, self.device, self.precision)
         car = {
             **self.mark("anomaly", None),
             "meaning": "root mean square over the modalities of image minus expectation; 1 is typical of this study",
             "sources": {m: {"sha256": self.hashes[m]} for m in sources},
         }
-        self.write_marked(found, path, car)
+        self.write_marked(found, "anomaly", car, sources)
 
     def mark(self, kind: str, target: str | None) -> dict[str, Any]:
         """What every side-car says of a map."""
@@ -262,11 +278,26 @@ class Work:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
-    def write_marked(self, volume: Volume, path: Path, car: Mapping[str, Any]) -> None:
+    def write_marked(self, volume: Volume, name: str, car: Mapping[str, Any], sources: Sequence[str]) -> None:
         """The side-car first: no image that a model made ever lies there without its mark."""
+        path = self.place(name)
+        series = series_of(self.study.images, sources, self.study.id) if self.format == "dicom" else {}
         write_text(path.with_name(f"{path.name.removesuffix('.nii.gz')}.json"), json.dumps(car, indent=2) + "\n")
-        with explained(path):
-            write_nifti(volume, path)
+        if series:
+            self.series += 1
+            export_synthesis(
+                volume,
+                series,
+                sources[0],
+                path,
+                target=name.replace("_", "-"),
+                version=medmae.__version__,
+                checkpoint=self.provenance["checkpoint"]["hash"] or "unknown",
+                number=self.series,
+            )
+        else:
+            with explained(path):
+                write_nifti(volume, path)
         self.result.written.append(path)
 
 

@@ -186,3 +186,33 @@ def test_medmae_sends_finds_and_retrieves_the_study(orthanc: Running, study: Stu
     assert resumed.fetched == 1 and resumed.files == got.files
     only = archive.retrieve(found[0], tmp_path / "seg", modality="SEG", by=by, listen=orthanc.move_port)  # type: ignore[arg-type]
     assert_unchanged([study.segmentation], list(only.files))
+
+
+def test_the_pipeline_gives_every_study_of_the_archive_what_it_lacks(orthanc: Running, tmp_path: Path) -> None:
+    import sys
+
+    from tests.cohort.test_dicom import study as scans
+    from tests.nnunet.conftest import model_of
+
+    model_of("bm-mae").save_pretrained(tmp_path / "run")
+    scans(tmp_path / "in", "t1", "t2", patient="PIPELINE")
+    sent = orthanc.archive.send(sorted((tmp_path / "in").rglob("*.dcm")))
+    assert not sent.problems
+    script = Path(__file__).parents[3] / "pipelines" / "clinical_missing_modality.py"
+    command = [sys.executable, str(script), str(tmp_path / "out"), "--checkpoint", str(tmp_path / "run")]
+    command += ["--archive", "127.0.0.1", orthanc.port, "--title", "TEST", "--target", "flair"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    done = [line for line in lines if line["status"] == "done" and line["sent"]]
+    assert done, shown.stdout + shown.stderr
+    uid = pydicom.dcmread(next((tmp_path / "in").rglob("*.dcm"))).StudyInstanceUID
+    series = orthanc.archive.find_series(uid)
+    assert len(series) == 3
+    back = orthanc.archive.retrieve(uid, tmp_path / "back").files
+    synthetic = [path for path in back if pydicom.dcmread(path).get("SyntheticData") == "YES"]
+    made = sorted((tmp_path / "out" / "made").rglob("*.dcm"))
+    ours = [path for path in made if pydicom.dcmread(path).StudyInstanceUID == uid]
+    assert_unchanged(ours, synthetic)
+    assert not any((tmp_path / "out" / "fetched").iterdir())
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not [line for line in again.stdout.splitlines() if json.loads(line)["status"] == "done"]
