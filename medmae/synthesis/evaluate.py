@@ -21,8 +21,11 @@ from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.opening import open_data
 from medmae.cohort.prepared import Cohort, is_cohort
 from medmae.errors import InputError, MedmaeError, Problem
+from medmae.synthesis.evaluate_pages import ScorePages
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
+from medmae.synthesis.reconstruct import provenance_of
+from medmae.synthesis.report import NORMALISED
 from medmae.synthesis.scores import SynthesisScores
 from medmae.synthesis.volumes import check_targets, pick_device
 from medmae.synthesis.windows import Synthesiser, predict_volume
@@ -38,6 +41,7 @@ def evaluate_synthesis(
     targets: Sequence[str] = (),
     training: str | Path | None = None,
     lesion_label: str | None = None,
+    report: bool = False,
     device: str = "auto",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> SynthesisScores:
@@ -51,8 +55,10 @@ def evaluate_synthesis(
     Beside the model stand two floors fitted on ``training`` (a cohort or a layout; default: ``cohort`` in the run's
     folder): see :mod:`medmae.synthesis.floors`. Without it they are missing, and the result says how to get them.
 
-    Writes ``scores.csv`` (a row a study, target, combination and predictor), ``summary.csv``, ``scores.json`` and
-    ``plot.png`` to ``out``. Raises :class:`MedmaeError` when nothing can be scored.
+    Writes ``scores.csv`` (a row a study, target, combination and predictor), ``summary.csv``, ``scores.json``,
+    ``plot.png`` and ``index.html`` (the rows of the model, with pictures) to ``out``; with ``report`` also
+    ``<study>.html``, every target from all the others beside the truth. Raises :class:`MedmaeError` when nothing can
+    be scored.
     """
     model = medmae.load(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     targets = tuple(dict.fromkeys(canonical_modality(t) or t for t in targets))
@@ -65,6 +71,7 @@ def evaluate_synthesis(
         model={"plan": model.plan.name, "method": model.plan.method, "hash": model.metadata.get("weights_sha256")},
         lesion_label=lesion_label or "seg",
     )
+    pages = ScorePages(Path(out), provenance_of(model, checkpoint), report, unit_of(model))
     with ExitStack() as stack:
         cohort = open_data(Path(data), model.plan, stack, scores.problems)
         floors = _floors(training, checkpoint, model, cohort, stack, scores)
@@ -73,7 +80,11 @@ def evaluate_synthesis(
             if on_progress:
                 on_progress(done, total, study.id)
             try:
-                scores.rows += list(score_study(study, model, targets, floors, scores.lesion_label, chosen))
+                made: dict[str, np.ndarray] = {}
+                rows = list(score_study(study, model, targets, floors, scores.lesion_label, chosen, made))
+                scores.rows += rows
+                if rows:
+                    pages.add(study, made, rows)
             except (MedmaeError, OSError) as error:
                 scores.problems.append(Problem("could not be scored", study.id, found=str(error)))
         if on_progress:
@@ -87,7 +98,13 @@ def evaluate_synthesis(
             problems=scores.problems,
         )
     scores.write()
+    pages.write([str(problem) for problem in scores.problems if not problem.fatal])
     return scores
+
+
+def unit_of(model: Synthesiser) -> str:
+    """The unit of the model's intensities, in a word."""
+    return NORMALISED if model.plan.image.intensity.scheme.startswith("zscore") else "normalised"
 
 
 def _floors(
@@ -147,8 +164,9 @@ def score_study(
     floors: Floors | None,
     lesion_label: str,
     device: torch.device,
+    made: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``scores.csv`` for one study."""
+    """Rows of ``scores.csv`` for one study; ``made`` gets each target as the model has it from all the others."""
     names = [m for m in model.modalities if m in study.modalities]
     arrays = {m: study.array(m).astype(np.float32) for m in names}
     wanted = [m for m in (targets or names) if m in arrays]
@@ -171,6 +189,8 @@ def score_study(
                 predictions |= {k: v for k, v in (("mean", mean), ("regression", linear)) if v is not None}
             for name, array in predictions.items():
                 array = np.where(seen, array, 0) if zscored else array
+                if made is not None and name == "model" and len(inputs) == len(names) - 1:
+                    made[target] = array
                 yield {
                     "study": study.id,
                     "target": target,

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class Reconstructed:
     """What was written. ``failed``: studies without an output, each with its reason; ``skipped``: studies that lack
-    nothing; ``reports``: the pages, one a study."""
+    nothing; ``reports``: the pages, one a study, and where ``out`` holds several the cohort's, ``index.html``, last."""
 
     written: list[Path] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
@@ -63,7 +63,7 @@ def reconstruct(
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Reconstructed:
     """Write ``<study>_<modality>.nii.gz``, with a JSON side-car, for every study and target; with ``report`` also
-    ``<study>.html``.
+    ``<study>.html`` and, for the pages of ``out`` where there are several, ``index.html``.
 
     ``studies``: folders or tables in any supported layout. ``checkpoint``: what :func:`medmae.load` takes, or a
     model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is synthesised
@@ -99,6 +99,7 @@ def reconstruct(
             result.failed.append(Problem(**{**vars(error.problem), "where": where}))
         except (OSError, MemoryError) as error:
             result.failed.append(Problem(type(error).__name__, study.id, found=str(error) or None))
+    _write_index(out, result)
     if on_progress:
         on_progress(len(found), len(found), "")
     for problem in result.skipped:
@@ -182,10 +183,20 @@ def _one_study(
         result.written.append(path)
     if report:
         from medmae.synthesis.report import write_report
+        from medmae.synthesis.report_cohort import page_name
 
-        page = out / f"{study.id}.html"
+        page = out / page_name(study.id)
         write_report(page, study.id, volumes, syntheses, provenance, model.plan.image.intensity, hashes)
         result.reports.append(page)
+
+
+def _write_index(out: Path, result: Reconstructed) -> None:
+    """The cohort's page, when this call wrote a study's page and the folder holds several."""
+    if result.reports:
+        from medmae.synthesis.report_cohort import write_index
+
+        index = write_index(out)
+        result.reports += [] if index is None else [index]
 
 
 def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
