@@ -25,7 +25,6 @@ from medmae.synthesis.evaluate_pages import ScorePages
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
 from medmae.synthesis.reconstruct import provenance_of
-from medmae.synthesis.report import NORMALISED
 from medmae.synthesis.scores import SynthesisScores
 from medmae.synthesis.volumes import check_targets, pick_device
 from medmae.synthesis.windows import Synthesiser, predict_volume
@@ -71,7 +70,7 @@ def evaluate_synthesis(
         model={"plan": model.plan.name, "method": model.plan.method, "hash": model.metadata.get("weights_sha256")},
         lesion_label=lesion_label or "seg",
     )
-    pages = ScorePages(Path(out), provenance_of(model, checkpoint), report, unit_of(model))
+    pages = ScorePages(Path(out), provenance_of(model, checkpoint), model.plan.image.intensity, report)
     with ExitStack() as stack:
         cohort = open_data(Path(data), model.plan, stack, scores.problems)
         floors = _floors(training, checkpoint, model, cohort, stack, scores)
@@ -100,11 +99,6 @@ def evaluate_synthesis(
     scores.write()
     pages.write([str(problem) for problem in scores.problems if not problem.fatal])
     return scores
-
-
-def unit_of(model: Synthesiser) -> str:
-    """The unit of the model's intensities, in a word."""
-    return NORMALISED if model.plan.image.intensity.scheme.startswith("zscore") else "normalised"
 
 
 def _floors(

@@ -14,10 +14,11 @@ import numpy as np
 
 from medmae.imaging.geometry import resample
 from medmae.imaging.volume import Grid, Volume
+from medmae.plan import Intensity
 from medmae.synthesis.floors import Case
 from medmae.synthesis.layers import data_url, grey, middle, picture, shown_grid
 from medmae.synthesis.metrics import Score
-from medmae.synthesis.report import NORMALISED, Target, model_facts, panels_of
+from medmae.synthesis.report import Target, has_background, model_facts, normalised_unit, panels_of
 from medmae.synthesis.report_cohort import INDEX, Row, page_name, write_cohort
 from medmae.synthesis.report_page import write_page
 
@@ -30,8 +31,8 @@ class ScorePages:
 
     out: Path
     provenance: Mapping[str, Any]
+    intensity: Intensity
     studies: bool = False
-    unit: str = NORMALISED
     rows: list[Row] = field(default_factory=list)
 
     def add(self, study: Case, made: Mapping[str, np.ndarray], scored: Sequence[Mapping[str, Any]]) -> None:
@@ -44,9 +45,9 @@ class ScorePages:
         shown = {m: resample(v, grid).array for m, v in volumes.items()}
         models = {(row["target"], row["inputs"]): row for row in scored if row["predictor"] == "model"}
         targets = []
-        for name, array in made.items():
+        for name in [m for m in names if m in made]:
             inputs = next(i for t, i in models if t == name and i.count("+") == len(volumes) - 2)
-            targets.append(self._target(name, inputs, array, shown[name], study, grid, models[name, inputs]))
+            targets.append(self._target(name, inputs, made[name], shown[name], study, grid, models[name, inputs]))
         page = self._page(study.id, shown, targets, grid) if self.studies and targets else None
         thumbnails = {(t.name, "+".join(t.sources)): _thumbnails(t) for t in targets}
         for (target, inputs), row in models.items():
@@ -76,15 +77,19 @@ class ScorePages:
         row: Mapping[str, Any],
     ) -> Target:
         made = resample(Volume(array.astype(np.float32), study.affine), grid).array
-        inside = resample(Volume(array != 0, study.affine), grid).array
+        known = array != 0 if has_background(self.intensity) else np.ones(array.shape, bool)
+        inside = resample(Volume(known, study.affine), grid).array
         score = Score(row["psnr"], row["ssim"], row["mae"], row["voxels"])
-        return Target(name, tuple(inputs.split("+")), np.where(inside, made, 0), inside, self.unit, truth, score=score)
+        unit, values = normalised_unit(self.intensity), np.where(inside, made, 0)
+        return Target(name, tuple(inputs.split("+")), values, inside, unit, truth, score=score)
 
     def _page(self, name: str, shown: Mapping[str, np.ndarray], targets: Sequence[Target], grid: Grid) -> str:
         used = {source for target in targets for source in target.sources}
         inputs = {m: values for m, values in shown.items() if m in used}
         file = page_name(name)
-        write_page(self.out / file, name, panels_of(inputs, self.unit, targets, {}), targets, grid, self._facts(), ())
+        unit, background = normalised_unit(self.intensity), has_background(self.intensity)
+        panels = panels_of(inputs, unit, targets, {}, background)
+        write_page(self.out / file, name, panels, targets, grid, self._facts(), ())
         return file
 
 

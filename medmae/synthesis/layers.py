@@ -120,9 +120,9 @@ def grey(
     synthetic: bool = False,
 ) -> Layer:
     """A layer of ``values`` (X, Y, Z); background is outside ``inside``, else where they are 0. Black and white are
-    those of ``like``, an image of the same unit whose background is 0, so that the two can be compared."""
+    those of ``like``, an image of the same unit, so that the two can be compared. Zeros have no say in them."""
     inside = values != 0 if inside is None else inside
-    both = [values[inside], *([] if like is None else [like[like != 0]])]
+    both = [values[inside & (values != 0)], *([] if like is None else [like[like != 0]])]
     window = _percentiles(both[-1], SHOWN)
     ends = [_percentiles(part, KEPT) for part in both]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)

@@ -75,7 +75,7 @@ def write_report(
     ]
     shown = {m: resample(v, grid).array for m, v in inputs.items()}
     maps = {m: resample(v, grid).array for m, v in (anomaly or {}).items()}
-    panels = panels_of(shown, FILE_UNIT, targets, maps)
+    panels = panels_of(shown, FILE_UNIT, targets, maps, has_background(intensity))
     return write_page(path, name, panels, targets, grid, _facts(syntheses, provenance, hashes), warnings)
 
 
@@ -87,30 +87,53 @@ def compare(synthesis: Synthesis, truth: Volume, intensity: Intensity) -> Score:
     return score
 
 
+def has_background(intensity: Intensity) -> bool:
+    """Whether 0 means background; elsewhere (CT, say) it is a value like another."""
+    return intensity.scheme == "zscore-nonzero"
+
+
+def normalised_unit(intensity: Intensity) -> str:
+    """The unit of the model's intensities, in a word."""
+    return NORMALISED if intensity.scheme.startswith("zscore") else "normalised"
+
+
 def panels_of(
-    inputs: Mapping[str, np.ndarray], unit: str, targets: Iterable[Target], anomaly: Mapping[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray],
+    unit: str,
+    targets: Iterable[Target],
+    anomaly: Mapping[str, np.ndarray],
+    background: bool,
 ) -> list[Panel]:
     """What stands side by side: every input (in ``unit``), every synthesis and, where it is not among the inputs, its
-    truth. ``anomaly``: maps over the inputs."""
+    truth. ``anomaly``: maps over the inputs. ``background``: whether 0 means background in what was acquired."""
     panels = []
     for modality, values in inputs.items():
         label = modality.upper()
-        layers = ()
+        layers: tuple[Layer, ...] = ()
         if modality in anomaly:
             layers = (heat("anomaly", f"{label} anomaly", "0 is as expected", "", anomaly[modality]),)
-        panels.append(Panel(grey(label, "acquired, input", unit, values), label, overlays=layers))
+        panels.append(
+            Panel(
+                grey(label, "acquired, input", unit, values, inside=_inside(values, background)), label, overlays=layers
+            )
+        )
     for target in targets:
-        panels += _target_panels(target, target.name in inputs)
+        panels += _target_panels(target, target.name in inputs, background)
     return panels
 
 
-def _target_panels(target: Target, shown: bool) -> list[Panel]:
+def _inside(values: np.ndarray, background: bool) -> np.ndarray:
+    return values != 0 if background else np.ones(values.shape, bool)
+
+
+def _target_panels(target: Target, shown: bool, background: bool) -> list[Panel]:
     name, note = target.name.upper(), "from " + " + ".join(m.upper() for m in target.sources)
     group, overlays, actual = f"{name} synthetic", [], None
     made = grey(group, note, target.unit, target.made, inside=target.inside, like=target.truth, synthetic=True)
     if target.truth is not None:
         told = "acquired, input of others" if shown else "acquired, not an input"
-        actual = grey(f"{name} truth", told, target.unit, target.truth, like=target.truth)
+        inside = _inside(target.truth, background)
+        actual = grey(f"{name} truth", told, target.unit, target.truth, inside=inside, like=target.truth)
         residual = target.made - target.truth
         overlays.append(difference(f"{name} difference", "synthetic minus truth", target.unit, residual, target.inside))
     if target.uncertainty is not None:
@@ -127,7 +150,8 @@ def _target(
     synthesis: Synthesis, truth: Volume | None, uncertainty: Volume | None, grid: Grid, intensity: Intensity
 ) -> Target:
     made = resample(synthesis.volume, grid).array
-    inside = resample(synthesis.volume.with_array(synthesis.volume.array != 0), grid).array
+    known = _inside(synthesis.volume.array, has_background(intensity))
+    inside = resample(synthesis.volume.with_array(known), grid).array
     spread = None if uncertainty is None else resample(uncertainty, grid).array
     name, sources = synthesis.target, synthesis.sources
     if truth is None:
@@ -140,8 +164,7 @@ def _target(
         spread = None if spread is None else spread / synthesis.std
     made = np.where(inside, made, 0)
     score = compare(synthesis, truth, intensity)
-    unit = NORMALISED if intensity.scheme.startswith("zscore") else "normalised"
-    return Target(name, sources, made, inside, unit, actual, spread, score)
+    return Target(name, sources, made, inside, normalised_unit(intensity), actual, spread, score)
 
 
 def _facts(

@@ -18,9 +18,10 @@ from medmae.imaging.volume import Volume
 from medmae.synthesis.layers import shown_grid
 from medmae.synthesis.report_cohort import Row, page_name, write_cohort, write_index
 from medmae.synthesis.report_page import asset
+from tests.synthesis.fakes import Linear, plan
 from tests.synthesis.report_case import HASHES, Page, model, study, synthesise, write
 
-BUDGET = 450_000  # bytes of a page beside its volumes: the viewer, still pictures, licences
+BUDGET = 550_000  # bytes of a page beside its volumes: the viewer, still pictures, licences
 
 
 def test_page_shows_inputs_synthesis_truth_and_difference(tmp_path: Path) -> None:
@@ -245,3 +246,19 @@ def test_evaluation_has_a_page_of_all_rows_and_pages_of_studies_if_asked(tmp_pat
     assert scores.files["page"] == out / "index.html"
     medmae.evaluate_synthesis(data, model(), tmp_path / "plain", targets=["flair"], device="cpu")
     assert [path.name for path in (tmp_path / "plain").glob("*.html")] == ["index.html"]
+
+
+def test_where_zero_is_a_value_it_is_no_background(tmp_path: Path) -> None:
+    """Water of a CT is 0 and has its grey."""
+    grid = np.diag([2.0, 2, 2, 1])
+    values = np.tile(np.linspace(-100, 100, 41)[:, None, None], (1, 40, 40)).astype(np.float32)
+    windowed = Linear(
+        plan(("ct", "pet"), spacing=[2.0] * 3, intensity={"scheme": "window", "low": -100, "high": 100}), {"ct": 1.0}
+    )
+    medmae.write_nifti(Volume(values, grid), tmp_path / "ct.nii.gz")
+    medmae.reconstruct([], windowed, tmp_path, images={"ct": tmp_path / "ct.nii.gz"}, report=True, device="cpu")
+    (page,) = tmp_path.glob("*.html")
+    for title in ("CT", "PET synthetic"):
+        _, image = Page(page).image(title)
+        codes = np.asarray(image.dataobj.get_unscaled())
+        assert codes.min() > 0 and abs(int(codes[20, 20, 20]) - 128) <= 2

@@ -23,7 +23,7 @@ from tests.synthesis.report_case import Page, study, write
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-SECONDS = 300  # on a busy machine; a page takes about ten
+SECONDS = 900  # on a busy machine; a page takes about ten
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,6 +63,7 @@ def browse(page: Path, tmp_path: Path, script: str, *flags: str) -> tuple[dict[s
         for (let i = 0; i < 4000 && !document.documentElement.dataset.ready && document.getElementById("data"); i++)
           await new Promise(done => setTimeout(done, 25));
         {HELPERS}
+        await settle();
         result = await (async () => {{ {script} }})();
       }} catch (error) {{ result = {{error: String(error.stack)}}; }}
       document.documentElement.dataset.result = JSON.stringify(result);
@@ -130,7 +131,7 @@ def test_the_viewer_starts_paints_and_links_its_panels_without_a_network(tmp_pat
     """
     seen, asked = browse(tmp_path / "case.html", tmp_path, script, *WEBGL)
     assert seen["ready"] == "viewer", seen["why"]
-    assert outside(asked) == set() and seen["network"] == [] and any(url.startswith("file:") for url in asked)
+    assert outside(asked) == set() and seen["network"] == []
     assert seen["titles"] == ["T1", "T2", "FLAIR synthetic", "FLAIR truth"]
     assert seen["stamps"] == [False, False, True, False] and seen["stills"] == "none"
     assert "SYNTHETIC \u2013 NOT ACQUIRED" in seen["mark"]
