@@ -22,35 +22,24 @@ Kind = Literal["grey", "difference", "uncertainty", "anomaly"]
 FINEST, LONGEST = 1.0, 192  # of what is shown: mm a voxel, voxels an axis
 LEVELS = 254  # steps between the codes 1 and 255; 0 is background
 SHOWN, KEPT = (0.5, 99.5), (0.02, 99.98)  # percentiles of the foreground: black and white at first; what has a code
-DIFFERENCE = 2.0  # standard deviations at the ends of the difference's colours
+DIFFERENCE = 1.5  # standard deviations at the ends of the difference's colours
 QUALITY = 85  # JPEG
 STAMP = "SYNTHETIC \N{EN DASH} NOT ACQUIRED"
 AMBER = (255, 176, 0)
 
-# Stops (I) of 0 to 255 with red, green, blue and opacity; between them all is linear. Blue and orange, and the
-# luminance of the others, are told apart by colour-blind eyes too.
+# Stops (I) of 0 to 255, from 0 to white, with red, green and blue; between them all is linear. Blue against orange, and
+# the rising luminance of the others, are told apart by colour-blind eyes too.
 COLOURS: dict[str, dict[str, list[int]]] = {
-    "difference": {
-        "I": [0, 64, 128, 192, 255],
-        "R": [40, 70, 130, 235, 255],
-        "G": [190, 120, 130, 120, 190],
-        "B": [255, 240, 130, 20, 60],
-        "A": [255, 160, 0, 160, 255],
-    },
-    "uncertainty": {
-        "I": [0, 64, 128, 192, 255],
-        "R": [70, 120, 190, 240, 252],
-        "G": [10, 28, 55, 130, 250],
-        "B": [105, 109, 84, 30, 160],
-        "A": [0, 130, 190, 225, 255],
-    },
-    "anomaly": {
-        "I": [0, 64, 128, 192, 255],
-        "R": [90, 170, 240, 255, 255],
-        "G": [0, 0, 60, 180, 255],
-        "B": [0, 0, 0, 20, 200],
-        "A": [0, 120, 190, 225, 255],
-    },
+    "above": {"I": [0, 1, 128, 255], "R": [190, 190, 235, 255], "G": [80, 80, 140, 215], "B": [10, 10, 20, 110]},
+    "below": {"I": [0, 1, 128, 255], "R": [30, 30, 60, 120], "G": [90, 90, 150, 225], "B": [200, 200, 245, 255]},
+    "uncertainty": {"I": [0, 1, 128, 255], "R": [90, 90, 220, 252], "G": [20, 20, 80, 250], "B": [110, 110, 60, 160]},
+    "anomaly": {"I": [0, 1, 128, 255], "R": [140, 140, 250, 255], "G": [0, 0, 90, 255], "B": [0, 0, 5, 200]},
+}
+# {kind: colours of what is above 0, and of what is below}
+MAPS: dict[str, tuple[str, ...]] = {
+    "difference": ("above", "below"),
+    "uncertainty": ("uncertainty",),
+    "anomaly": ("anomaly",),
 }
 
 
@@ -195,10 +184,16 @@ def _coloured(layer: Layer) -> np.ndarray:
     """(X, Y, Z, 3) uint8."""
     if layer.kind == "grey":
         return np.repeat(np.rint(layer.shades * 255).astype(np.uint8)[..., None], 3, axis=3)
-    stops = COLOURS[layer.kind]
-    level = layer.shades * 255
-    opaque = np.interp(level, stops["I"], stops["A"]) / 255
-    channels = [np.interp(level, stops["I"], stops[c]) * opaque for c in "RGB"]
+    signed = layer.shades * 2 - 1 if layer.kind == "difference" else layer.shades
+    size = np.abs(signed)
+    opaque = size**2  # as in the viewer: small values let the image through
+    above, *below = (COLOURS[name] for name in MAPS[layer.kind])
+    channels = []
+    for name in "RGB":
+        channel = np.interp(size * 255, above["I"], above[name])
+        if below:
+            channel = np.where(signed < 0, np.interp(size * 255, below[0]["I"], below[0][name]), channel)
+        channels.append(channel * opaque)
     return np.stack(channels, axis=3).round().astype(np.uint8)
 
 

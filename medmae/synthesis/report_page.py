@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from medmae.files import strict, write_text
 from medmae.imaging.volume import Grid
-from medmae.synthesis.layers import COLOURS, STAMP, Layer, data_url, middle, picture
+from medmae.synthesis.layers import COLOURS, MAPS, STAMP, Layer, data_url, middle, picture
 
 if TYPE_CHECKING:
     from medmae.synthesis.metrics import Score
@@ -80,6 +80,7 @@ def write_page(
         "images": [_image(layer, nifti) for layer, nifti in zip(layers, niftis, strict=True)],
         "panels": [_panel(panel, layers) for panel in panels],
         "colours": COLOURS,
+        "maps": MAPS,
         "stamp": STAMP,
     }
     thumbnails = {layer.title: data_url(picture(layer, at, 72, levels=False)) for layer in layers}

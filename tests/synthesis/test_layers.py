@@ -13,7 +13,7 @@ from PIL import Image
 
 from medmae.imaging.geometry import resample
 from medmae.imaging.volume import Volume
-from medmae.synthesis.layers import COLOURS, difference, grey, heat, middle, picture, shown_grid
+from medmae.synthesis.layers import difference, grey, heat, middle, picture, shown_grid
 from tests.synthesis.report_case import study
 
 
@@ -63,10 +63,18 @@ def test_difference_is_zero_in_the_middle_of_its_colours() -> None:
     inside[1, 1, 1] = False
     layer = difference("d", "", "sd", values, inside)
     back = layer.low + (layer.codes.ravel().astype(float) - 1) * layer.slope
-    assert np.allclose(back, [-2, -2, -1, 0, 1, 2, 2, 0], atol=layer.slope / 2)
-    zero = layer.codes[0, 1, 1]
-    level = 255 * (back[3] - layer.low) / (layer.high - layer.low)
-    assert zero == 128 and np.interp(level, COLOURS["difference"]["I"], COLOURS["difference"]["A"]) < 2  # of 255
+    assert np.allclose(back, [-1.5, -1.5, -1, 0, 1, 1.5, 1.5, 0], atol=layer.slope / 2)
+    none = np.zeros((8, 8, 8))
+    pixels = image_of(picture(difference("d", "", "sd", none, none == 0), (4, 4, 4)))
+    assert pixels.max() < 8  # no difference: no colour
+
+
+def test_differences_are_blue_below_and_orange_above() -> None:
+    values = np.full((20, 20, 20), 1.4)
+    values[10:] = -1.4  # the patient's right, which is on the left
+    axial = image_of(picture(difference("d", "", "sd", values, np.ones(values.shape, bool)), (10, 10, 10)))[:, :168]
+    left, right = axial[20:-20, 10:70].mean(axis=(0, 1)), axial[20:-20, 100:160].mean(axis=(0, 1))
+    assert left[2] > left[0] + 80 and right[0] > right[2] + 80
 
 
 def test_heat_maps_begin_at_zero_and_bear_what_is_not_a_number() -> None:

@@ -48,7 +48,8 @@ const pixels = view => {
   let left = 0, right = 0;
   for (let y = 0; y < copy.height; y++) for (let x = 0; x < copy.width; x++)
     if (x < copy.width / 2) left += data[4 * (y * copy.width + x)]; else right += data[4 * (y * copy.width + x)];
-  return {rgb, left, right, size: [width, height]};
+  const corner = [...context.getImageData(copy.width >> 4, copy.height >> 4, 1, 1).data].slice(0, 3);
+  return {rgb, left, right, corner, size: [width, height]};
 };
 const place = view => [...view.nv.frac2vox(view.nv.scene.crosshairPos)];
 """
@@ -197,7 +198,8 @@ def test_truth_takes_the_place_of_the_synthesis_and_loses_its_mark(tmp_path: Pat
     red, _, blue = seen["over"]["rgb"]
     grey = seen["before"][1]["rgb"]
     assert abs(red - grey[0]) + abs(blue - grey[2]) > 0.02 * sum(grey)
-    assert seen["key"] == ["-2.00 sd", "2.00 sd", False]
+    assert max(seen["over"]["corner"]) < 30  # nothing is laid over the background
+    assert seen["key"] == ["-1.50 sd", "1.50 sd", False]
     dark, linked, other = seen["darker"]
     assert dark["rgb"][0] < 0.9 * grey[0] and linked["rgb"][0] < 0.9 * seen["truth"]["rgb"][0]
     assert other["rgb"] == seen["t1"]["rgb"]  # another group keeps its black and white

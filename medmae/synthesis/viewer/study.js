@@ -31,15 +31,23 @@ async function loadNiivue() {
 // --- images: one for all panels that show it -----------------------------------------------------------------------
 
 const image = index => {
-  const facts = data.images[index];
+  const facts = data.images[index], map = data.maps[facts.kind];
   facts.loading ??= niivue.NVImage.loadFromBase64({
     base64: facts.nifti,
     name: `${index}.nii.gz`,
-    colormap: facts.kind === "grey" ? "gray" : `medmae-${facts.kind}`,
+    colormap: map ? `medmae-${map[0]}` : "gray",
+    colormapNegative: map?.[1] ? `medmae-${map[1]}` : "",
     cal_min: facts.window[0],
     cal_max: facts.window[1],
-    opacity: facts.kind === "grey" ? 1 : Number($("opacity").value) / 100,
-  }).then(made => facts.made = made);
+    opacity: map ? Number($("opacity").value) / 100 : 1,
+  }).then(made => {
+    if (map) { // below its threshold (here the top) niivue lets the opacity fall with the square of the value
+      made.colormapType = 1;
+      made.cal_min = facts.window[1];
+      if (map[1]) [made.cal_minNeg, made.cal_maxNeg] = [facts.window[0], 0.999 * facts.window[0]];
+    }
+    return facts.made = made;
+  });
   return facts.loading;
 };
 
@@ -61,7 +69,7 @@ function move(place, from) {
   const share = at.map((v, axis) => (v + 0.5) / data.shape[axis]);
   for (const view of views) {
     if (view !== from) {
-      view.nv.scene.crosshairPos = share;
+      view.nv.scene.crosshairPos = [...share];
       view.nv.drawScene();
     }
     tell(view);
@@ -177,9 +185,15 @@ function close(panel) {
   link();
 }
 
-// Niivue passes on zoom, pan and the turn of the 3D view; the crosshair goes through move(), whatever moved it.
-const link = () => views.forEach(view => view.nv.broadcastTo(
-  views.filter(other => other !== view).map(other => other.nv), {zoomPan: true, "3d": true}));
+// Niivue passes on zoom, pan, the turn of the 3D view and, before it tells the others that something moved, the
+// crosshair; what sliders and keys do goes through move().
+function link() {
+  for (const view of views) {
+    const others = views.filter(other => other !== view).map(other => other.nv);
+    view.nv.broadcastTo(others, {crosshair: true, zoomPan: true, "3d": true});
+    view.nv.resizeListener(); // the others have made room, or taken it
+  }
+}
 
 function lay(view) {
   const {SLICE_TYPE, SHOW_RENDER} = niivue, layout = $("layout").value;
@@ -214,8 +228,10 @@ function setOverlay(kind) {
   const facts = data.images.find(entry => entry.kind === kind);
   $("key").hidden = $("opacity-label").hidden = !facts;
   if (facts) {
-    const {I, R, G, B} = data.colours[kind];
-    const stops = I.map((v, i) => `rgb(${R[i]} ${G[i]} ${B[i]}) ${v / 2.55}%`);
+    const [above, below] = data.maps[kind].map(name => data.colours[name]);
+    const stop = ({R, G, B}, i, share) => `rgb(${R[i]} ${G[i]} ${B[i]}) ${share}%`;
+    const stops = above.I.map((v, i) => stop(above, i, below ? 50 + v / 5.1 : v / 2.55));
+    if (below) stops.unshift(...below.I.map((v, i) => stop(below, i, 50 - v / 5.1)).reverse());
     const bar = $("key").querySelector("i");
     bar.style.background = `linear-gradient(to right, ${stops.join(", ")})`;
     const ends = facts.window.map(v => `${number(v)} ${facts.unit}`.trim());
@@ -289,7 +305,8 @@ $("still").addEventListener("click", () => {
     await loadNiivue();
     page.classList.add("viewer");
     const maps = new niivue.Niivue(); // colours are known to all instances
-    for (const [kind, colours] of Object.entries(data.colours)) maps.addColormap(`medmae-${kind}`, colours);
+    for (const [name, colours] of Object.entries(data.colours))
+      maps.addColormap(`medmae-${name}`, {...colours, A: colours.I.map(v => v && 255)}); // 0 is transparent
     choices();
     for (const panel of data.panels.slice(0, MOST)) await open(panel);
     page.dataset.ready = "viewer";
