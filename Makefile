@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '
 # Several test processes of one thread each: faster than one process of several, and no two fight over a core.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8
 
-.PHONY: help demo test test-slow test-all lint format docs wheel clean
+.PHONY: help demo test test-slow test-all lint format docs viewer wheel clean
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## */\t/' | expand -t 12
 
@@ -38,11 +38,15 @@ format: $(READY)  ## Mend what can be mended
 docs: $(READY)  ## The documentation as a site in site/; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+viewer:  ## The bundled image viewer of the reports anew, from npm, at the versions of web/package-lock.json
+	npm --prefix web ci --ignore-scripts --no-audit --no-fund
+	npm --prefix web run build
+
 wheel: $(READY)  ## A wheel in dist/
 	$(BIN)/python -m hatchling build --target wheel
 
 clean:  ## Remove what the other targets made
-	rm -rf $(VENV) site dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) web/node_modules site dist build .pytest_cache .mypy_cache .ruff_cache
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "medmae needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=/path/to/python3.12 ..." >&2; exit 2; }

@@ -597,6 +597,7 @@ def evaluate_synthesis(
     lesion_label: Annotated[
         str | None, typer.Option(metavar="LABEL", help="Score inside this label too.", show_default=False)
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,
     device: Device = "auto",
 ) -> Outcome:
     """PSNR, SSIM and MAE of every target from every combination of inputs, beside two floors."""
@@ -608,6 +609,7 @@ def evaluate_synthesis(
             targets=targets or (),
             training=training,
             lesion_label=lesion_label,
+            report=report,
             device=device,
             on_progress=on_progress,
         )

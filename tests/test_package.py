@@ -91,6 +91,9 @@ def test_wheel_holds_plans_and_type_marker(wheel: Path) -> None:
     assert shipped
     assert shipped <= names
     assert "medmae/py.typed" in names
+    viewer = {path.name for path in (ROOT / "medmae/synthesis/viewer").iterdir()}
+    assert {"niivue.min.js", "niivue.NOTICE.txt"} <= viewer  # what reports embed, and its licences
+    assert {f"medmae/synthesis/viewer/{name}" for name in viewer} <= names
     assert not [name for name in names if name.startswith(("tests", "docs", "pipelines"))]
 
 

@@ -21,9 +21,11 @@ from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.opening import open_data
 from medmae.cohort.prepared import Cohort, is_cohort
 from medmae.errors import InputError, MedmaeError, Problem
+from medmae.synthesis.evaluate_pages import ScorePages
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
 from medmae.synthesis.predicting import predict_study
+from medmae.synthesis.reconstruct import provenance_of
 from medmae.synthesis.scores import SynthesisScores
 from medmae.synthesis.volumes import calibration_of, check_targets, pick_device
 from medmae.synthesis.windows import Synthesiser
@@ -39,6 +41,7 @@ def evaluate_synthesis(
     targets: Sequence[str] = (),
     training: str | Path | None = None,
     lesion_label: str | None = None,
+    report: bool = False,
     device: str = "auto",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> SynthesisScores:
@@ -52,8 +55,10 @@ def evaluate_synthesis(
     Beside the model stand two floors fitted on ``training`` (a cohort or a layout; default: ``cohort`` in the run's
     folder): see :mod:`medmae.synthesis.floors`. Without it they are missing, and the result says how to get them.
 
-    Writes ``scores.csv`` (a row a study, target, combination and predictor), ``summary.csv``, ``scores.json`` and
-    ``plot.png`` to ``out``. Raises :class:`MedmaeError` when nothing can be scored.
+    Writes ``scores.csv`` (a row a study, target, combination and predictor), ``summary.csv``, ``scores.json``,
+    ``plot.png`` and ``index.html`` (the rows of the model, with pictures) to ``out``; with ``report`` also
+    ``<study>.html``, every target from all the others beside the truth. Raises :class:`MedmaeError` when nothing can
+    be scored.
     """
     model = medmae.load(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     targets = tuple(dict.fromkeys(canonical_modality(t) or t for t in targets))
@@ -66,6 +71,7 @@ def evaluate_synthesis(
         model={"plan": model.plan.name, "method": model.plan.method, "hash": model.metadata.get("weights_sha256")},
         lesion_label=lesion_label or "seg",
     )
+    pages = ScorePages(Path(out), provenance_of(model, checkpoint), model.plan.image.intensity, report)
     with ExitStack() as stack:
         cohort = open_data(Path(data), model.plan, stack, scores.problems)
         floors = _floors(training, checkpoint, model, cohort, stack, scores)
@@ -74,7 +80,11 @@ def evaluate_synthesis(
             if on_progress:
                 on_progress(done, total, study.id)
             try:
-                scores.rows += list(score_study(study, model, targets, floors, scores.lesion_label, chosen))
+                made: dict[str, np.ndarray] = {}
+                rows = list(score_study(study, model, targets, floors, scores.lesion_label, chosen, made))
+                scores.rows += rows
+                if rows:
+                    pages.add(study, made, rows)
             except (MedmaeError, OSError) as error:
                 scores.problems.append(Problem("could not be scored", study.id, found=str(error)))
         if on_progress:
@@ -88,6 +98,7 @@ def evaluate_synthesis(
             problems=scores.problems,
         )
     scores.write()
+    pages.write([str(problem) for problem in scores.problems if not problem.fatal])
     return scores
 
 
@@ -148,8 +159,9 @@ def score_study(
     floors: Floors | None,
     lesion_label: str,
     device: torch.device,
+    pages: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of ``scores.csv`` for one study."""
+    """Rows of ``scores.csv`` for one study; ``pages`` gets each target as the model has it from all the others."""
     names = [m for m in model.modalities if m in study.modalities]
     arrays = {m: study.array(m).astype(np.float32) for m in names}
     wanted = [m for m in (targets or names) if m in arrays]
@@ -164,11 +176,11 @@ def score_study(
             continue
         shown = {m: arrays[m] for m in inputs}
         seen = foreground(shown)
-        made = predict_study(
+        found = predict_study(
             model, shown, asked, foreground=seen if zscored else None, device=device, doubt=trust is not None
         )
         for target in asked:
-            predictions = {"model": made.arrays[target]}
+            predictions = {"model": found.arrays[target]}
             if floors is not None:
                 mean = floors.mean(target, seen, study.affine)
                 linear = floors.regression.predict(shown, inputs, target)
@@ -176,8 +188,10 @@ def score_study(
             for name, array in predictions.items():
                 array = np.where(seen, array, 0) if zscored else array
                 width = None
-                if name == "model" and trust is not None and made.doubt is not None:
-                    width = trust.half_width(made.doubt[target], target, len(inputs))
+                if name == "model" and trust is not None and found.doubt is not None:
+                    width = trust.half_width(found.doubt[target], target, len(inputs))
+                if pages is not None and name == "model" and len(inputs) == len(names) - 1:
+                    pages[target] = array
                 yield {
                     "study": study.id,
                     "target": target,

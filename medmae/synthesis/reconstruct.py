@@ -38,8 +38,8 @@ FORMATS = ("nifti", "dicom")
 @dataclass
 class Reconstructed:
     """What was written. ``failed``: studies without an output, each with its reason; ``skipped``: studies that lack
-    nothing; ``reports``: the pages, one a study; ``warnings``: what was left out or chosen, and studies that are not to
-    be trusted as usual."""
+    nothing; ``warnings``: what was left out or chosen, and studies that are not to be trusted as usual; ``reports``:
+    the pages, one a study, and where ``out`` holds several the cohort's, ``index.html``, last."""
 
     written: list[Path] = field(default_factory=list)
     failed: list[Problem] = field(default_factory=list)
@@ -73,7 +73,7 @@ def reconstruct(
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Reconstructed:
     """Write ``<study>_<modality>.nii.gz``, with a JSON side-car, for every study and target; with ``report`` also
-    ``<study>.html``.
+    ``<study>.html`` and, for the pages of ``out`` where there are several, ``index.html``.
 
     ``studies``: folders, DICOM ZIPs or tables in any supported layout. ``checkpoint``: what :func:`medmae.load`
     takes, or a model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is
@@ -126,6 +126,7 @@ def reconstruct(
             result.failed.append(Problem(**{**vars(error.problem), "where": where}))
         except (OSError, MemoryError) as error:
             result.failed.append(Problem(type(error).__name__, study.id, found=str(error) or None))
+    _write_index(out, result)
     if on_progress:
         on_progress(len(found), len(found), "")
     for problem in (*result.skipped, *result.warnings):
@@ -175,15 +176,9 @@ class Work:
         strange = self.strange(syntheses)
         for target, synthesis in syntheses.items():
             self.write(target, synthesis, strange)
-        if self.anomaly:
-            self.write_anomaly(volumes)
+        heat = self.write_anomaly(volumes) if self.anomaly else {}
         if self.report and syntheses:
-            from medmae.synthesis.report import write_report
-
-            page = self.out / f"{study.id}.html"
-            intensity = model.plan.image.intensity
-            write_report(page, study.id, volumes, syntheses, self.provenance, intensity, self.hashes)
-            self.result.reports.append(page)
+            self.write_page(volumes, syntheses, strange, heat)
 
     def possible(self, volumes: Mapping[str, Volume]) -> list[str]:
         """The targets that there is something to synthesise from: one may be impossible without the others being."""
@@ -254,8 +249,40 @@ class Work:
             "coverage_of_subjects_left_out": (known["coverage"] or {}).get(str(LEVEL)),
         }
 
-    def write_anomaly(self, volumes: Mapping[str, Volume]) -> None:
-        """The heat map, on the grid of the first modality."""
+    def write_page(
+        self,
+        volumes: Mapping[str, Volume],
+        syntheses: Mapping[str, Synthesis],
+        strange: Mapping[str, float],
+        heat: Mapping[str, Volume],
+    ) -> None:
+        """The page of the study."""
+        from medmae.synthesis.familiar import LIMIT
+        from medmae.synthesis.report import write_report
+        from medmae.synthesis.report_cohort import page_name
+
+        page = self.out / page_name(self.study.id)
+        write_report(
+            page,
+            self.study.id,
+            volumes,
+            syntheses,
+            self.provenance,
+            self.model.plan.image.intensity,
+            self.hashes,
+            uncertainty={t: s.uncertainty for t, s in syntheses.items() if s.uncertainty is not None},
+            anomaly=heat,
+            warnings=[
+                f"{modality} is unlike the images that the model was trained on ({value:.1f} times the farthest of "
+                "them): its synthesis was never checked on such."
+                for modality, value in strange.items()
+                if value > LIMIT
+            ],
+        )
+        self.result.reports.append(page)
+
+    def write_anomaly(self, volumes: Mapping[str, Volume]) -> dict[str, Volume]:
+        """The heat map, on the grid of the first modality; {modality: map} for the page."""
         from medmae.synthesis.anomaly import anomaly_of
 
         found, sources = anomaly_of(self.model, volumes, self.device, self.precision)
@@ -265,6 +292,7 @@ class Work:
             "sources": {m: {"sha256": self.hashes[m]} for m in sources},
         }
         self.write_marked(found, "anomaly", car, sources)
+        return dict.fromkeys(sources, found)
 
     def mark(self, kind: str, target: str | None) -> dict[str, Any]:
         """What every side-car says of a map."""
@@ -299,6 +327,15 @@ class Work:
             with explained(path):
                 write_nifti(volume, path)
         self.result.written.append(path)
+
+
+def _write_index(out: Path, result: Reconstructed) -> None:
+    """The cohort's page, when this call wrote a study's page and the folder holds several."""
+    if result.reports:
+        from medmae.synthesis.report_cohort import write_index
+
+        index = write_index(out)
+        result.reports += [] if index is None else [index]
 
 
 def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -1,47 +1,43 @@
-"""One HTML page a study: inputs, synthesis and, where the truth exists, the difference, in three planes.
+"""One HTML page a study: inputs, synthesis and, where they are known, truth, difference and uncertainty.
 
-The page needs nothing but itself: images are embedded, its policy forbids any request. It shows the study's name as
-the user wrote it, modalities and hashes; nothing from a header.
+The page needs nothing but itself: images and viewer are embedded, its policy forbids any request. It shows the study's
+name as the user wrote it, modalities and hashes; nothing from a header.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medmae.files import write_text
-from medmae.imaging.geometry import cropped_grid, foreground_box, reoriented_grid, resample, spacing_grid
+from medmae.imaging.geometry import resample
 from medmae.imaging.intensity import normalise
 from medmae.imaging.volume import Grid, Volume
 from medmae.plan import Intensity
+from medmae.synthesis.layers import Layer, difference, grey, heat, shown_grid
 from medmae.synthesis.metrics import Score, Truth
+from medmae.synthesis.report_page import Panel, StudyPage, write_page
 from medmae.synthesis.volumes import Synthesis
 
-FINEST, LONGEST = 1.0, 192  # of what is shown: mm a voxel, voxels an axis
-QUALITY = 86  # JPEG
-RANGE = 2.0  # standard deviations at the ends of the difference's colours
-PERCENTILES = (0.5, 99.5)  # of the foreground: black and white
+FILE_UNIT, NORMALISED = "units of the file", "sd"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A column of the page: ``grey`` (X, Y, Z) uint8 on the shown grid, axes towards right, anterior, superior."""
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A synthesis as it is shown: arrays (X, Y, Z) on the shown grid, all in ``unit``. ``inside``: where the
+    synthesis is no background. ``score``: against the truth."""
 
-    title: str
-    note: str
-    grey: np.ndarray
-    synthetic: bool = False
-    signed: bool = False
+    name: str
+    sources: tuple[str, ...]
+    made: np.ndarray
+    inside: np.ndarray
+    unit: str
+    truth: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+    score: Score | None = None
 
 
 def write_report(
@@ -52,33 +48,35 @@ def write_report(
     provenance: Mapping[str, Any],
     intensity: Intensity,
     hashes: Mapping[str, str],
-) -> dict[str, Score]:
+    *,
+    uncertainty: Mapping[str, Volume] | None = None,
+    truth: Mapping[str, Volume] | None = None,
+    anomaly: Mapping[str, Volume] | None = None,
+    warnings: Sequence[str] = (),
+) -> StudyPage:
     """Write the page of one study to ``path``.
 
-    ``volumes``: what was acquired, {modality: Volume}; a target among them is the truth and shown with the
-    difference. ``syntheses``: what :func:`medmae.synthesis.volumes.reconstruct_volumes` gave for it. ``intensity``:
-    the plan's, by which truth and synthesis become comparable. Returns the scores of the targets that have a truth.
+    ``volumes``: what was acquired, {modality: Volume}. ``syntheses``: what
+    :func:`medmae.synthesis.volumes.reconstruct_volumes` gave for it. ``intensity``: the plan's, by which truth and
+    synthesis become comparable. ``hashes``: of the sources' bytes, {modality: SHA-256}.
+
+    Optional, each on any grid of the same frame: ``truth`` {target: Volume} that was acquired (default: the target
+    among ``volumes``), shown with the difference and scored; ``uncertainty`` {target: Volume} in the units of the
+    target's ``Synthesis.volume``, 0 where nothing is said; ``anomaly`` {modality: Volume} of modalities among
+    ``volumes``, 0 (normal) and up. ``warnings``: sentences shown above everything else, such as that the study is
+    unlike the training cohort. Returns what was written, with the scores of the targets that have a truth.
     """
-    grid = shown_grid(volumes)
-    inputs = [m for m in volumes if any(m in s.sources for s in syntheses.values())]
-    pictures = []
-    for modality in inputs:
-        values = resample(volumes[modality], grid).array
-        pictures.append(Picture(modality.upper(), "acquired, input", _grey(values, *_window(values))))
-    scores = {}
-    for target, synthesis in syntheses.items():
-        pictures += _target_pictures(synthesis, volumes.get(target), grid, intensity, shown=target in inputs)
-        if target in volumes:
-            scores[target] = compare(synthesis, volumes[target], intensity)
-    page = (resources.files("medmae.synthesis") / "report.html").read_text(encoding="utf-8")
-    made = ", ".join(f"{t.upper()} from {' + '.join(m.upper() for m in s.sources)}" for t, s in syntheses.items())
-    tables = _score_table(scores) + _provenance_table(syntheses, provenance, hashes)
-    lead = f"{made}. Predicted by a model; structures may be missing or wrong."
-    # The images last, so that nothing in them is taken for a place to fill.
-    for key, text in (("title", html.escape(name)), ("lead", html.escape(lead)), ("tables", tables)):
-        page = page.replace("{{" + key + "}}", text)
-    write_text(path, page.replace("{{data}}", json.dumps(_data(pictures, grid)).replace("</", "<\\/")))
-    return scores
+    truths = {t: v for t, v in {**volumes, **(truth or {})}.items() if t in syntheses}
+    grid = shown_grid(next(iter(volumes.values())))
+    inputs = {m: v for m, v in volumes.items() if any(m in s.sources for s in syntheses.values())}
+    targets = [
+        _target(synthesis, truths.get(t), (uncertainty or {}).get(t), grid, intensity)
+        for t, synthesis in syntheses.items()
+    ]
+    shown = {m: resample(v, grid).array for m, v in inputs.items()}
+    maps = {m: resample(v, grid).array for m, v in (anomaly or {}).items()}
+    panels = panels_of(shown, FILE_UNIT, targets, maps, has_background(intensity))
+    return write_page(path, name, panels, targets, grid, _facts(syntheses, provenance, hashes), warnings)
 
 
 def compare(synthesis: Synthesis, truth: Volume, intensity: Intensity) -> Score:
@@ -89,128 +87,107 @@ def compare(synthesis: Synthesis, truth: Volume, intensity: Intensity) -> Score:
     return score
 
 
-def shown_grid(volumes: Mapping[str, Volume]) -> Grid:
-    """RAS, isotropic, around the first volume's foreground; no finer than ``FINEST``, no longer than ``LONGEST``."""
-    first = next(iter(volumes.values()))
-    box = foreground_box([first.array])
-    margin = [max(2, round(0.03 * n)) for n in first.shape]
-    wide = tuple((max(0, a - m), min(n, b + m)) for (a, b), m, n in zip(box, margin, first.shape, strict=True))
-    cut = reoriented_grid(cropped_grid(first.grid, wide), "RAS")  # type: ignore[arg-type]
-    extent = [n * s for n, s in zip(cut.shape, cut.spacing, strict=True)]
-    step = max(FINEST, min(cut.spacing), max(extent) / LONGEST)
-    return spacing_grid(cut, (step, step, step))
+def has_background(intensity: Intensity) -> bool:
+    """Whether 0 means background; elsewhere (CT, say) it is a value like another."""
+    return intensity.scheme == "zscore-nonzero"
 
 
-def _target_pictures(
-    synthesis: Synthesis, truth: Volume | None, grid: Grid, intensity: Intensity, shown: bool
-) -> list[Picture]:
-    name = synthesis.target.upper()
+def normalised_unit(intensity: Intensity) -> str:
+    """The unit of the model's intensities, in a word."""
+    return NORMALISED if intensity.scheme.startswith("zscore") else "normalised"
+
+
+def panels_of(
+    inputs: Mapping[str, np.ndarray],
+    unit: str,
+    targets: Iterable[Target],
+    anomaly: Mapping[str, np.ndarray],
+    background: bool,
+) -> list[Panel]:
+    """What stands side by side: every input (in ``unit``), every synthesis and, where it is not among the inputs, its
+    truth. ``anomaly``: maps over the inputs. ``background``: whether 0 means background in what was acquired."""
+    panels = []
+    for modality, values in inputs.items():
+        label = modality.upper()
+        layers: tuple[Layer, ...] = ()
+        if modality in anomaly:
+            layers = (heat("anomaly", f"{label} anomaly", "0 is as expected", "", anomaly[modality]),)
+        panels.append(
+            Panel(
+                grey(label, "acquired, input", unit, values, inside=_inside(values, background)), label, overlays=layers
+            )
+        )
+    for target in targets:
+        panels += _target_panels(target, target.name in inputs, background)
+    return panels
+
+
+def _inside(values: np.ndarray, background: bool) -> np.ndarray:
+    return values != 0 if background else np.ones(values.shape, bool)
+
+
+def _target_panels(target: Target, shown: bool, background: bool) -> list[Panel]:
+    name, note = target.name.upper(), "from " + " + ".join(m.upper() for m in target.sources)
+    group, overlays, actual = f"{name} synthetic", [], None
+    made = grey(group, note, target.unit, target.made, inside=target.inside, like=target.truth, synthetic=True)
+    if target.truth is not None:
+        told = "acquired, input of others" if shown else "acquired, not an input"
+        inside = _inside(target.truth, background)
+        actual = grey(f"{name} truth", told, target.unit, target.truth, inside=inside, like=target.truth)
+        residual = target.made - target.truth
+        overlays.append(difference(f"{name} difference", "synthetic minus truth", target.unit, residual, target.inside))
+    if target.uncertainty is not None:
+        overlays.append(
+            heat("uncertainty", f"{name} uncertainty", "higher is less sure", target.unit, target.uncertainty)
+        )
+    panels = [Panel(made, group, truth=actual, overlays=tuple(overlays))]
+    if actual is not None and not shown:
+        panels.append(Panel(actual, group, overlays=tuple(overlays)))
+    return panels
+
+
+def _target(
+    synthesis: Synthesis, truth: Volume | None, uncertainty: Volume | None, grid: Grid, intensity: Intensity
+) -> Target:
     made = resample(synthesis.volume, grid).array
-    note = "from " + " + ".join(m.upper() for m in synthesis.sources)
+    known = _inside(synthesis.volume.array, has_background(intensity))
+    inside = resample(synthesis.volume.with_array(known), grid).array
+    spread = None if uncertainty is None else resample(uncertainty, grid).array
+    name, sources = synthesis.target, synthesis.sources
     if truth is None:
-        return [Picture(f"{name} synthetic", note, _grey(made, *_window(made)), synthetic=True)]
+        unit = NORMALISED if synthesis.units == "zscore" else FILE_UNIT
+        return Target(name, sources, made, inside, unit, uncertainty=spread)
     # Both normalised, each as the plan has it: the patient's scanner need not have the training cohort's units.
     actual, _ = normalise(resample(truth, grid).array, intensity)
-    inside = resample(Volume(synthesis.volume.array != 0, synthesis.volume.affine), grid).array
-    guess = made
     if synthesis.mean is not None and synthesis.std is not None:
-        guess = (made - synthesis.mean) / synthesis.std
-    guess = np.where(inside, guess, 0)
-    low, high = _window(actual)
-    background = -math.inf if intensity.scheme == "zscore-nonzero" else None
-
-    def grey(values: np.ndarray) -> np.ndarray:
-        return _grey(values if background is None else np.where(values == 0, background, values), low, high)
-
-    pictures = [Picture(f"{name} synthetic", note, grey(guess), synthetic=True)]
-    pictures.append(
-        Picture(f"{name} truth", "acquired, input of others" if shown else "acquired, not shown to it", grey(actual))
-    )
-    difference = np.clip(128 + np.where(inside, guess - actual, 0) * 127 / RANGE, 1, 255)
-    pictures.append(
-        Picture(f"{name} difference", "synthetic - truth", difference.round().astype(np.uint8), signed=True)
-    )
-    return pictures
+        made = (made - synthesis.mean) / synthesis.std
+        spread = None if spread is None else spread / synthesis.std
+    made = np.where(inside, made, 0)
+    score = compare(synthesis, truth, intensity)
+    return Target(name, sources, made, inside, normalised_unit(intensity), actual, spread, score)
 
 
-def _window(values: np.ndarray) -> tuple[float, float]:
-    inside = values[values != 0]
-    if inside.size == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(inside, PERCENTILES)
-    return float(low), float(high)
-
-
-def _grey(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    scaled: np.ndarray = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * 255
-    return scaled.round().astype(np.uint8)
-
-
-def sprite(grey: np.ndarray) -> tuple[str, int, tuple[int, int]]:
-    """The axial slices of (X, Y, Z) side by side in one JPEG, as a data URL, with the number of columns and the size
-    of a tile. Tiles are padded to JPEG's blocks of 8, so that no slice bleeds into the next."""
-    from PIL import Image
-
-    nx, ny, nz = grey.shape
-    tile = (math.ceil(nx / 8) * 8, math.ceil(ny / 8) * 8)
-    columns = max(1, round(math.sqrt(nz * tile[1] / tile[0])))
-    rows = math.ceil(nz / columns)
-    sheet = np.zeros((rows * tile[1], columns * tile[0]), np.uint8)
-    for z in range(nz):
-        top, left = z // columns * tile[1], z % columns * tile[0]
-        padded = np.pad(grey[:, :, z].T, ((0, tile[1] - ny), (0, tile[0] - nx)), mode="edge")
-        sheet[top : top + tile[1], left : left + tile[0]] = padded
-    stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode(), columns, tile
-
-
-def _data(pictures: Sequence[Picture], grid: Grid) -> dict[str, Any]:
-    images, columns, tile = [], 1, (1, 1)
-    for picture in pictures:
-        url, columns, tile = sprite(picture.grey)
-        facts = {"title": picture.title, "note": picture.note, "synthetic": picture.synthetic, "signed": picture.signed}
-        images.append({**facts, "sprite": url})
-    return {
-        "shape": list(grid.shape),
-        "spacing": grid.spacing[0],
-        "columns": columns,
-        "tile": list(tile),
-        "images": images,
-        "differenceLow": f"-{RANGE:g} sd",
-        "differenceHigh": f"+{RANGE:g} sd",
-    }
-
-
-def _score_table(scores: Mapping[str, Score]) -> str:
-    if not scores:
-        return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(t.upper())}</td>"
-        + "".join(f'<td class="number">{v}</td>' for v in (f"{s.psnr:.2f} dB", f"{s.ssim:.3f}", f"{s.mae:.3f} sd"))
-        + f'<td class="number">{s.voxels}</td></tr>'
-        for t, s in scores.items()
-    )
-    heads = "".join(f"<th>{h}</th>" for h in ("target", "PSNR", "SSIM", "MAE", "voxels"))
-    return (
-        f"<h2>Against the truth</h2><table><tr>{heads}</tr>{rows}</table>"
-        "<p>On normalised intensities (sd: standard deviations of the truth), inside the foreground.</p>"
-    )
-
-
-def _provenance_table(
+def _facts(
     syntheses: Mapping[str, Synthesis], provenance: Mapping[str, Any], hashes: Mapping[str, str]
-) -> str:
+) -> dict[str, str]:
     first = next(iter(syntheses.values()))
-    checkpoint = provenance["checkpoint"]
     used = dict.fromkeys(m for s in syntheses.values() for m in s.sources)
-    facts = {
-        "made by": provenance["version"],
-        "checkpoint": f"{checkpoint['method']}, plan {checkpoint['plan']}, weights {checkpoint['hash'] or 'unknown'}",
+    return {
+        **model_facts(provenance),
         **{f"{m.upper()} file": f"sha256 {hashes[m]}" for m in used if m in hashes},
         "windows": f"{first.windows} of {' x '.join(map(str, first.window))} voxels, "
         f"{len(first.shifts)} placements of the patch grid",
         **{f"{t.upper()} intensities": s.units for t, s in syntheses.items()},
     }
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in facts.items())
-    return f"<h2>Provenance</h2><table>{rows}</table>"
+
+
+def model_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Version and checkpoint, of :func:`medmae.synthesis.reconstruct.provenance_of`, as the page tells them."""
+    checkpoint = provenance["checkpoint"]
+    return {
+        "made by": str(provenance["version"]),
+        "checkpoint": f"{checkpoint['method']}, plan {checkpoint['plan']}, weights {checkpoint['hash'] or 'unknown'}",
+    }
+
+
+__all__ = ["Layer", "Panel", "StudyPage", "Target", "compare", "panels_of", "shown_grid", "write_report"]

@@ -52,6 +52,7 @@ class SynthesisScores:
     @property
     def files(self) -> dict[str, Path]:
         names = {"scores": "scores.csv", "summary": "summary.csv", "json": "scores.json", "plot": "plot.png"}
+        names["page"] = "index.html"
         return {key: self.out / name for key, name in names.items()}
 
     def grouped(self) -> dict[tuple[str, str], dict[str, list[dict[str, Any]]]]:
