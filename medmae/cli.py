@@ -598,6 +598,10 @@ def evaluate_synthesis(
         str | None, typer.Option(metavar="LABEL", help="Score inside this label too.", show_default=False)
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Also write a page to look at, one a study.")] = False,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(help="An nnU-Net model: also what it loses on syntheses, by --lesion-label.", show_default=False),
+    ] = None,
     device: Device = "auto",
 ) -> Outcome:
     """PSNR, SSIM and MAE of every target from every combination of inputs, beside two floors."""
@@ -610,6 +614,7 @@ def evaluate_synthesis(
             training=training,
             lesion_label=lesion_label,
             report=report,
+            segmenter=segmenter,
             device=device,
             on_progress=on_progress,
         )

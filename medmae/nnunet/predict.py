@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import medmae
+from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.study import Study
 from medmae.errors import CheckpointError, InputError, MedmaeError, Problem
 from medmae.files import explained
@@ -66,9 +67,10 @@ def predict(
 
 
 def load_predictor(
-    model: Path, folds: Sequence[int | str] | None, device: torch.device, mirror: bool
+    model: Path, folds: Sequence[int | str] | None, device: torch.device, mirror: bool, any_model: bool = False
 ) -> tuple[Any, tuple[str, ...], bool]:
-    """nnU-Net's predictor, the names of the channels, and whether the model has practised lacking some."""
+    """nnU-Net's predictor, the names of the channels, and whether the model has practised lacking some. ``any_model``:
+    also one that others trained, whose dataset.json names the channels."""
     file = model / "plans.json"
     if not file.is_file():
         raise CheckpointError(
@@ -78,10 +80,11 @@ def load_predictor(
             remedy=("Give the folder <trainer>__<plans>__<configuration> in results/."),
         )
     ours = json.loads(file.read_text(encoding="utf-8")).get(KEY)
-    if ours is None:
+    if ours is None and not any_model:
         raise CheckpointError(
             "a model that medmae did not fine-tune", where=model, remedy="Use nnUNetv2_predict_from_modelfolder for it."
         )
+    channels = tuple(ours["channels"]) if ours else channels_of(model)
     with quiet():
         from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -92,7 +95,24 @@ def load_predictor(
             raise CheckpointError(
                 "no finished fold in this model", where=model, found=error, expected="fold_*/checkpoint_final.pth"
             ) from None
-    return predictor, tuple(ours["channels"]), ours["finetuning"]["modality_dropout"] > 0
+    return predictor, channels, bool(ours) and ours["finetuning"]["modality_dropout"] > 0
+
+
+def channels_of(model: Path) -> tuple[str, ...]:
+    """What the channels of a model are, by its dataset.json. Raises :class:`InputError` for names that say nothing."""
+    described = json.loads((model / "dataset.json").read_text(encoding="utf-8"))["channel_names"]
+    names = [str(described[key]) for key in sorted(described, key=int)]
+    known = [canonical_modality(name) for name in names]
+    unknown = [name for name, modality in zip(names, known, strict=True) if modality is None]
+    if unknown:
+        raise InputError(
+            "channels whose names say no modality",
+            where=model / "dataset.json",
+            field="channel_names",
+            found=", ".join(unknown),
+            remedy="Name them as modalities in a copy of the model, such as t1, t1c, t2, flair.",
+        )
+    return tuple(modality for modality in known if modality is not None)
 
 
 @contextmanager

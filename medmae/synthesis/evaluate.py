@@ -21,6 +21,7 @@ from medmae.cohort.modalities import canonical_modality
 from medmae.cohort.opening import open_data
 from medmae.cohort.prepared import Cohort, is_cohort
 from medmae.errors import InputError, MedmaeError, Problem
+from medmae.synthesis.downstream import evaluate_downstream
 from medmae.synthesis.evaluate_pages import ScorePages
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
@@ -42,6 +43,7 @@ def evaluate_synthesis(
     training: str | Path | None = None,
     lesion_label: str | None = None,
     report: bool = False,
+    segmenter: str | Path | None = None,
     device: str = "auto",
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> SynthesisScores:
@@ -57,8 +59,9 @@ def evaluate_synthesis(
 
     Writes ``scores.csv`` (a row a study, target, combination and predictor), ``summary.csv``, ``scores.json``,
     ``plot.png`` and ``index.html`` (the rows of the model, with pictures) to ``out``; with ``report`` also
-    ``<study>.html``, every target from all the others beside the truth. Raises :class:`MedmaeError` when nothing can
-    be scored.
+    ``<study>.html``, every target from all the others beside the truth. ``segmenter``, the results folder of an nnU-Net
+    model: also what it loses when its images are synthesised (:func:`medmae.synthesis.downstream.evaluate_downstream`).
+    Raises :class:`MedmaeError` when nothing can be scored.
     """
     model = medmae.load(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     targets = tuple(dict.fromkeys(canonical_modality(t) or t for t in targets))
@@ -97,6 +100,11 @@ def evaluate_synthesis(
             expected=f"studies with one of {wanted} and another modality to synthesise it from",
             problems=scores.problems,
         )
+    if segmenter is not None:
+        scores.downstream = evaluate_downstream(
+            data, model, segmenter, Path(out), label=scores.lesion_label, device=device, on_progress=on_progress
+        )
+        scores.problems += scores.downstream.problems
     scores.write()
     pages.write([str(problem) for problem in scores.problems if not problem.fatal])
     return scores

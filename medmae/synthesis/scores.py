@@ -19,6 +19,8 @@ from medmae.files import strict, write_atomically, write_text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from medmae.synthesis.downstream import DownstreamScores
+
 METRICS = ("psnr", "ssim", "mae")
 LESION_METRICS = tuple(f"lesion_{m}" for m in METRICS)
 GRID = ("grid", "grid_residual")
@@ -48,6 +50,7 @@ class SynthesisScores:
     rows: list[dict[str, Any]] = field(default_factory=list)
     floors: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    downstream: DownstreamScores | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -119,6 +122,7 @@ class SynthesisScores:
             "beats_everywhere": {f: self.beats_everywhere(f) for f in PREDICTORS[1:]},
             "beats": self.beats(),
             "summary": self.summary(),
+            "downstream": None if self.downstream is None else self.downstream.to_json(),
             "problems": [vars(problem) for problem in self.problems],
             "files": {name: str(path) for name, path in self.files.items()},
         }
@@ -156,6 +160,8 @@ class SynthesisScores:
             if entries:
                 counts = ", ".join(f"{metric.upper()} {count}" for metric, count in won.items())
                 lines.append(f"Better than {LABELS[floor]}, of {len(entries)} combinations: {counts}")
+        if self.downstream is not None:
+            lines += str(self.downstream).splitlines()
         grids = [row["grid"] for row in self.rows if row["predictor"] == "model" and _usable(row["grid"])]
         if grids:
             text = "above 1, blocks of the patches show" if np.median(grids) > 1.2 else "about 1 or less: no blocks"
