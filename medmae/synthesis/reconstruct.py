@@ -22,8 +22,17 @@ from medmae.cohort.study import Study
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, write_text
 from medmae.imaging.nifti import read_image, write_nifti
+from medmae.imaging.registration import Coregistered
+from medmae.imaging.registration import coregister as register
 from medmae.imaging.volume import Volume
-from medmae.synthesis.volumes import UNITS, Synthesis, check_targets, pick_device, reconstruct_volumes
+from medmae.synthesis.volumes import (
+    UNITS,
+    Synthesis,
+    check_reference,
+    check_targets,
+    pick_device,
+    reconstruct_volumes,
+)
 from medmae.synthesis.windows import Synthesiser
 
 __all__ = ["Reconstructed", "Synthesis", "reconstruct", "reconstruct_volumes"]
@@ -56,6 +65,8 @@ def reconstruct(
     *,
     targets: Sequence[str] = (),
     images: Mapping[str, str | Path] | None = None,
+    coregister: bool = False,
+    reference: str | None = None,
     format: str = "nifti",
     report: bool = False,
     device: str = "auto",
@@ -68,9 +79,11 @@ def reconstruct(
     ``studies``: folders or tables in any supported layout. ``checkpoint``: what :func:`medmae.load` takes, or a
     model. ``targets`` left out: what the model knows and a study lacks; a target that a study has is synthesised
     from its other modalities. ``images`` {modality: file} adds to a single study, or replaces its files; without
-    ``studies`` they are the study, named after their folder. Outputs have the affine and the shape of the study's
-    first modality in the model's order (of those it was synthesised from). Files that exist are replaced. A study
-    that fails is reported, and the others are written; :class:`MedmaeError` when nothing can be done at all.
+    ``studies`` they are the study, named after their folder. Outputs have the affine and the shape of the
+    ``reference``, an image of the study (default: the first in the model's order of those it was synthesised from).
+    ``coregister`` registers the images to the reference (default: the study's first in the model's order) before,
+    see :func:`medmae.coregister`. Files that exist are replaced. A study that fails is reported, and the others are
+    written; :class:`MedmaeError` when nothing can be done at all.
     """
     if format != "nifti":
         raise InputError("an output format that is not there", field="format", found=format, expected="nifti")
@@ -78,6 +91,7 @@ def reconstruct(
     model = medmae.load(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint
     targets = [canonical_modality(t) or t for t in targets]
     check_targets(model, targets)
+    place = Place(coregister, canonical_modality(reference) or reference if reference else None)
     pick_device(device)
     with explained(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -93,10 +107,12 @@ def reconstruct(
             result.skipped.append(Problem("lacks no modality", study.id, remedy=remedy, fatal=False))
             continue
         try:
-            _one_study(study, model, out, targets, provenance, report, device, precision, result)
+            _one_study(study, model, out, targets, place, provenance, report, device, precision, result)
         except MedmaeError as error:
-            where = study.id if error.problem.where is None else f"{study.id}: {error.problem.where}"
-            result.failed.append(Problem(**{**vars(error.problem), "where": where}))
+            result.failed += [
+                replace(problem, where=f"{study.id}: {problem.where}" if problem.where else study.id)
+                for problem in error.problems
+            ]
         except (OSError, MemoryError) as error:
             result.failed.append(Problem(type(error).__name__, study.id, found=str(error) or None))
     if on_progress:
@@ -152,29 +168,47 @@ def with_images(found: Sequence[Study], images: Mapping[str, str | Path], named:
     return replace(found[0], images={**found[0].images, **files})
 
 
+@dataclass(frozen=True)
+class Place:
+    """Whether images are registered to one another, and whose grid the results have."""
+
+    coregister: bool
+    reference: str | None
+
+
 def _one_study(
     study: Study,
     model: Synthesiser,
     out: Path,
     targets: Sequence[str],
+    place: Place,
     provenance: dict[str, Any],
     report: bool,
     device: str,
     precision: str | None,
     result: Reconstructed,
 ) -> None:
-    volumes: dict[str, Volume] = {m: read_image(study.images[m]) for m in model.modalities if m in study.images}
+    check_reference(place.reference, study.images)
+    used = [m for m in study.images if m in model.modalities or m == place.reference]
+    order = {m: n for n, m in enumerate(model.modalities)}
+    volumes: dict[str, Volume] = {
+        m: read_image(study.images[m]) for m in sorted(used, key=lambda m: order.get(m, len(order)))
+    }
+    reference, registered = place.reference, None
+    if place.coregister:
+        registered = register(volumes, reference)
+        volumes, reference = registered.volumes, registered.reference
     if len(volumes) == 1 and len(targets) > 1:  # one target may be impossible without the others being so
         alone = next(iter(volumes))
         if alone in targets:
             found = f"only {alone}"
             result.failed.append(Problem("nothing to synthesise this target from", study.id, alone, found=found))
             targets = [t for t in targets if t != alone]
-    syntheses = reconstruct_volumes(model, volumes, targets, device=device, precision=precision)
+    syntheses = reconstruct_volumes(model, volumes, targets, reference=reference, device=device, precision=precision)
     hashes = {m: file_hash(study.images[m]) for m in volumes}
     for target, synthesis in syntheses.items():
         path = out / f"{study.id}_{target}.nii.gz"
-        car = side_car(synthesis, provenance, hashes)
+        car = side_car(synthesis, provenance, hashes, registered)
         # The side-car first: no synthesised image ever lies there without its mark.
         write_text(path.with_name(f"{study.id}_{target}.json"), json.dumps(car, indent=2) + "\n")
         with explained(path):
@@ -184,18 +218,28 @@ def _one_study(
         from medmae.synthesis.report import write_report
 
         page = out / f"{study.id}.html"
-        write_report(page, study.id, volumes, syntheses, provenance, model.plan.image.intensity, hashes)
+        write_report(page, study.id, volumes, syntheses, provenance, model.plan.image.intensity, hashes, registered)
         result.reports.append(page)
 
 
-def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What the JSON beside a synthesised image says."""
+def side_car(
+    synthesis: Synthesis,
+    provenance: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    registered: Coregistered | None = None,
+) -> dict[str, Any]:
+    """What the JSON beside a synthesised image says; of images that were registered, how they were moved."""
     grid = synthesis.volume.grid
+    registrations = registered.to_json()["registrations"] if registered else {}
+    sources = {
+        m: {"sha256": hashes[m], **({"registration": registrations[m]} if m in registrations else {})}
+        for m in synthesis.sources
+    }
     return {
         "synthetic": True,
         "warning": "Not acquired: predicted from other images by a model. Not for diagnosis.",
         "target": synthesis.target,
-        "sources": {m: {"sha256": hashes[m]} for m in synthesis.sources},
+        "sources": sources,
         "checkpoint": provenance["checkpoint"],
         "version": provenance["version"],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -208,6 +252,7 @@ def side_car(synthesis: Synthesis, provenance: Mapping[str, Any], hashes: Mappin
         },
         "geometry": {
             "grid_of": synthesis.like,
+            "coregistered": registered is not None,
             "shape": list(grid.shape),
             "spacing_mm": [round(float(s), 6) for s in grid.spacing],
             "orientation": grid.orientation,

@@ -22,6 +22,7 @@ import numpy as np
 from medmae.files import write_text
 from medmae.imaging.geometry import cropped_grid, foreground_box, reoriented_grid, resample, spacing_grid
 from medmae.imaging.intensity import normalise
+from medmae.imaging.registration import Coregistered
 from medmae.imaging.volume import Grid, Volume
 from medmae.plan import Intensity
 from medmae.synthesis.metrics import Score, Truth
@@ -52,12 +53,14 @@ def write_report(
     provenance: Mapping[str, Any],
     intensity: Intensity,
     hashes: Mapping[str, str],
+    registered: Coregistered | None = None,
 ) -> dict[str, Score]:
     """Write the page of one study to ``path``.
 
     ``volumes``: what was acquired, {modality: Volume}; a target among them is the truth and shown with the
     difference. ``syntheses``: what :func:`medmae.synthesis.volumes.reconstruct_volumes` gave for it. ``intensity``:
-    the plan's, by which truth and synthesis become comparable. Returns the scores of the targets that have a truth.
+    the plan's, by which truth and synthesis become comparable. ``registered``: how the volumes were brought to one
+    another, if they were. Returns the scores of the targets that have a truth.
     """
     grid = shown_grid(volumes)
     inputs = [m for m in volumes if any(m in s.sources for s in syntheses.values())]
@@ -72,7 +75,7 @@ def write_report(
             scores[target] = compare(synthesis, volumes[target], intensity)
     page = (resources.files("medmae.synthesis") / "report.html").read_text(encoding="utf-8")
     made = ", ".join(f"{t.upper()} from {' + '.join(m.upper() for m in s.sources)}" for t, s in syntheses.items())
-    tables = _score_table(scores) + _provenance_table(syntheses, provenance, hashes)
+    tables = _score_table(scores) + _provenance_table(syntheses, provenance, hashes, registered)
     lead = f"{made}. Predicted by a model; structures may be missing or wrong."
     # The images last, so that nothing in them is taken for a place to fill.
     for key, text in (("title", html.escape(name)), ("lead", html.escape(lead)), ("tables", tables)):
@@ -199,7 +202,10 @@ def _score_table(scores: Mapping[str, Score]) -> str:
 
 
 def _provenance_table(
-    syntheses: Mapping[str, Synthesis], provenance: Mapping[str, Any], hashes: Mapping[str, str]
+    syntheses: Mapping[str, Synthesis],
+    provenance: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    registered: Coregistered | None,
 ) -> str:
     first = next(iter(syntheses.values()))
     checkpoint = provenance["checkpoint"]
@@ -208,6 +214,7 @@ def _provenance_table(
         "made by": provenance["version"],
         "checkpoint": f"{checkpoint['method']}, plan {checkpoint['plan']}, weights {checkpoint['hash'] or 'unknown'}",
         **{f"{m.upper()} file": f"sha256 {hashes[m]}" for m in used if m in hashes},
+        **{f"{m.upper()} place": str(found) for m, found in (registered.registrations if registered else {}).items()},
         "windows": f"{first.windows} of {' x '.join(map(str, first.window))} voxels, "
         f"{len(first.shifts)} placements of the patch grid",
         **{f"{t.upper()} intensities": s.units for t, s in syntheses.items()},
