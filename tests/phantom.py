@@ -61,7 +61,10 @@ def made_up_head() -> dict[str, Volume]:
     affine = np.diag([SIZE, SIZE, SIZE, 1.0])
     affine[:3, 3] = (-75, -95, -70)
     xyz = Grid(shape, affine).voxel_to_mm(np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1))
-    depth = 1 - np.sqrt((((xyz - [1, -6, 5]) / [66, 80, 64]) ** 2).sum(-1))  # 0 at the skin
+    depth = 1 - np.sqrt((((xyz - [1, -6, 5]) / [64, 80, 60]) ** 2).sum(-1))  # 0 at the skin
+    lumps = ndimage.gaussian_filter(rng.standard_normal(shape), 6)
+    depth += 0.06 * lumps / lumps.std()  # heads have a face and two ears: an ellipsoid may be turned as one likes
+    depth[(np.linalg.norm(xyz - [28, 62, -10], axis=-1) < 14) | (np.linalg.norm(xyz - [-26, 62, -8], axis=-1) < 14)] = 0
     folds = ndimage.gaussian_filter(rng.standard_normal(shape), 2.5)
     folds /= folds.std()
     tissue = np.zeros(shape, int)
@@ -75,7 +78,7 @@ def made_up_head() -> dict[str, Volume]:
     for name, values in CONTRASTS.items():
         image = np.array(values, np.float32)[tissue]
         if name != "ct":
-            bias = 1 + 0.15 * np.sin(xyz @ rng.standard_normal(3) / 60)
+            bias = 1 + 0.06 * np.sin(xyz @ rng.standard_normal(3) / 60)
             image = image * bias
         image = image + rng.normal(0, 8 if name == "ct" else 12, shape) * (tissue > 0)
         volumes[name] = Volume(image.astype(np.float32), affine)

@@ -1,13 +1,12 @@
-"""Rigid alignment of two images by mutual information: what :mod:`medmae.imaging.registration` is made of.
+"""An image made ready to be aligned: what :mod:`medmae.imaging.motions` compares.
 
-Images are brought onto isotropic grids of three sizes with axes at right angles, so that thick slices, tilted gantries
-and any orientation need no special care. Coordinates are RAS+ mm throughout: a rigid motion is one in any system.
+It is brought onto isotropic grids of three sizes with axes at right angles, so that thick slices, tilted gantries and
+any orientation need no special care. Coordinates are RAS+ mm, for SimpleITK too: a rigid motion is one in any system.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -23,10 +22,6 @@ AIR = 0.1  # share of the robust range of values that is background: where Smith
 MARGIN = 30.0  # mm of background added where an image ends in background: what lies beyond is known, then
 EDGE = 0.02  # share of a face that may be foreground for the image to end in background there
 AROUND = 6.0  # mm around the foreground that are looked at too: an edge has two sides
-BINS = 32
-
-Motion = np.ndarray  # (6,): rotation about x, y and z in radians (y first, then x, then z), translation in mm
-Found = tuple[Motion, float]  # a motion and its mutual information
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,15 @@ def subject(volume: Volume) -> Subject | None:
     """``volume`` at all resolutions; None when nothing stands out from its background."""
     volume = Volume(np.asarray(volume.array, np.float32), volume.affine)
     axes, low, high = _box(volume.grid)
-    rough = _at(volume, axes, low, high, float(np.cbrt((high - low).prod())) / 48, fill=0.0, antialias=False)
+    rough = _at(
+        volume,
+        axes,
+        low,
+        high,
+        float(np.cbrt((high - low).prod())) / 48,
+        fill=float(volume.array.min()),
+        antialias=False,
+    )
     dark, bright = np.percentile(rough.array, (2, 98))
     threshold = dark + AIR * (bright - dark)
     inside = rough.array > threshold
@@ -87,7 +90,7 @@ def subject(volume: Volume) -> Subject | None:
         first, last = (inside.take(index, axis).mean() < EDGE for index in (0, n - 1))
         low[axis] -= MARGIN * scale * first
         high[axis] += MARGIN * scale * last
-    window = np.percentile(rough.array[inside], (0.5, 99.5))
+    window = (float(dark), float(np.percentile(rough.array[inside], 99.5)))
     levels: list[Level] = []
     finer = volume
     for stage in reversed(STAGES):
@@ -143,102 +146,3 @@ def _itk(array: np.ndarray, grid: Grid) -> Any:
     image.SetOrigin(grid.affine[:3, 3].tolist())
     image.SetDirection((grid.affine[:3, :3] / grid.spacing).ravel().tolist())
     return image
-
-
-# --- motions --------------------------------------------------------------------------------------------------------
-
-
-def matrix_of(motion: Motion, centre: np.ndarray) -> np.ndarray:
-    """4x4, RAS+ mm: x -> rotation(x - centre) + centre + translation."""
-    transform = _euler(motion, centre)
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(transform.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = transform.TransformPoint((0.0, 0.0, 0.0))
-    return matrix
-
-
-def apart(a: Motion, b: Motion, fixed: Subject) -> float:
-    """How far two motions bring a corner of the foreground's box apart at most, mm."""
-    return float(
-        np.linalg.norm(
-            moved(matrix_of(a, fixed.centre), fixed.corners) - moved(matrix_of(b, fixed.centre), fixed.corners), axis=1
-        ).max()
-    )
-
-
-def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def overlap(motion: Motion, fixed: Subject, moving: Subject) -> float:
-    """How much of either foreground lies in the other's field of view: the larger share of the two."""
-    there = matrix_of(motion, fixed.centre)
-    shares = []
-    for matrix, points, grid in (
-        (there, fixed.points, moving.seen),
-        (np.linalg.inv(there), moving.points, fixed.seen),
-    ):
-        index = grid.mm_to_voxel(moved(matrix, points))
-        shares.append(((index >= -0.5) & (index <= np.array(grid.shape) - 0.5)).all(axis=1).mean())
-    return float(max(shares))
-
-
-def _euler(motion: Motion, centre: np.ndarray) -> Any:
-    import SimpleITK as sitk
-
-    return sitk.Euler3DTransform(centre.tolist(), *motion[:3].tolist(), motion[3:].tolist())
-
-
-# --- the search -----------------------------------------------------------------------------------------------------
-
-
-def climb(fixed: Subject, moving: Subject, start: Motion, stage: int, seed: int = 1) -> Found | None:
-    """The motion near ``start`` that brings ``fixed`` onto ``moving`` with most mutual information (in nats; D. Mattes
-    et al., IEEE TMI 22, 2003), at one resolution. None when the images do not meet there."""
-    search = _method(fixed, moving, start, stage, seed)
-    there, here = fixed.levels[stage], moving.levels[stage]
-    try:
-        found = search.Execute(there.image, here.image)
-    except RuntimeError:  # all samples fell outside of the moving image
-        return None
-    return np.array(found.GetParameters()), -float(search.GetMetricValue())
-
-
-def information(fixed: Subject, moving: Subject, motion: Motion, stage: int, seed: int = 1) -> float:
-    """Mutual information (nats) at a motion; 0 when the images do not meet there."""
-    method = _method(fixed, moving, motion, stage, seed)
-    try:
-        return -float(method.MetricEvaluate(fixed.levels[stage].image, moving.levels[stage].image))
-    except RuntimeError:
-        return 0.0
-
-
-def _method(fixed: Subject, moving: Subject, start: Motion, number: int, seed: int) -> Any:
-    import SimpleITK as sitk
-
-    stage, level = STAGES[number], fixed.levels[number]
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(BINS)
-    method.SetMetricFixedMask(level.around)
-    method.SetMetricSamplingStrategy(method.RANDOM)  # off the grid: on it, mutual information has a false peak
-    method.SetMetricSamplingPercentage(min(1.0, stage.samples / level.looked), seed)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(
-        stage.first * fixed.scale, stage.last * fixed.scale, stage.iterations, 0.5, 1e-9
-    )
-    method.SetOptimizerScales([fixed.radius**2] * 3 + [1.0] * 3)  # a radian moves a point at the radius by as much
-    method.SetInitialTransform(_euler(start, fixed.centre), inPlace=False)
-    return method
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """SimpleITK on one thread, so that sums are taken in one order and results are the same bit for bit."""
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)

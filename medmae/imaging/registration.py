@@ -1,8 +1,8 @@
 """The images of one study brought to one place: rigid registration by mutual information, checked.
 
 A patient moves between series and lies differently in another scanner; headers do not know. Only affines change here:
-no voxel is interpolated, so whatever resamples afterwards does it once. How two images are compared and how a motion is
-climbed to: :mod:`medmae.imaging.alignment`; here is which motions are tried, and when the result is believed.
+no voxel is interpolated, so whatever resamples afterwards does it once. How a motion is searched for:
+:mod:`medmae.imaging.motions`; here is when the result is believed.
 """
 
 from __future__ import annotations
@@ -14,31 +14,18 @@ from typing import Any
 import numpy as np
 
 from medmae.errors import InputError, Problem, nearest
-from medmae.imaging.alignment import (
-    COARSE,
-    Found,
-    Motion,
-    Subject,
-    apart,
-    climb,
-    information,
-    matrix_of,
-    one_thread,
-    overlap,
-    subject,
-)
+from medmae.imaging.alignment import COARSE, Subject, subject
+from medmae.imaging.motions import MIN_OVERLAP, Motion, apart, information, matrix_of, one_thread, overlap, search
 from medmae.imaging.nifti import check_voxels
 from medmae.imaging.volume import Volume
 
 # Lengths are for a head; those of a smaller thing shrink with it. The values lie between what was measured on pairs
-# that belong together (spread up to 0.3 mm, peak from 1.6, overlap 1) and on pairs that do not (from 7 mm, up to 1.1).
+# that belong together (spread up to 0.3 mm, peak from 1.3, overlap 1) and on pairs that do not (from 7 mm, up to 1.1).
 TOLERANCE_MM = 2.0  # two searches that end further apart have not found one place
-MIN_PEAK = 1.25  # information at the result, over the most that is found a finger's breadth away
-MIN_OVERLAP = 0.3  # share of one image's foreground in the other's field of view
+MIN_PEAK = 1.15  # information at the result, over the most that is found a finger's breadth away
 MAX_ROTATION = 45.0  # degrees; nobody lies more obliquely, and the search would not have found it reliably
 STILL_MM = 1.0  # the method's own error: a smaller motion than this is not corrected
 
-STEP_BACK = np.array([0.12, -0.12, 0.10, 5.0, -5.0, 5.0])  # radians and mm: where the second search starts
 AWAY = ((0, 0.2), (1, 0.2), (2, 0.2), (3, 12.0), (4, 12.0), (5, 12.0))  # a finger's breadth, for the peak
 
 
@@ -125,25 +112,30 @@ def coregister(
     if reference not in volumes:
         remedy = nearest(reference, volumes)
         raise InputError("the study has no such image", field="reference", found=reference, remedy=remedy)
-    fixed = _subject(volumes[reference], reference) if len(volumes) > 1 else None
-    frame = volumes[reference].frame
-    moved: dict[str, Volume] = {}
+    subjects: dict[str, Subject] = {}
     registrations: dict[str, Registration] = {}
     problems: list[Problem] = []
-    for name, volume in volumes.items():
-        moved[name] = volume
-        if fixed is None or name == reference:
-            continue
+    for name, volume in volumes.items() if len(volumes) > 1 else ():
         try:
-            with one_thread():
-                found = _register(fixed, _subject(volume, name), name, reference, tolerance_mm, seed)
+            subjects[name] = _subject(volume, name)
         except InputError as error:
             problems += error.problems
-            continue
-        registrations[name] = found
-        moved[name] = Volume(volume.array, found.matrix @ volume.affine, frame)
+    fixed = subjects.pop(reference, None)
+    for name, moving in subjects.items() if fixed is not None else ():
+        try:
+            with one_thread():
+                registrations[name] = _register(fixed, moving, name, reference, tolerance_mm, seed)
+        except InputError as error:
+            problems += error.problems
     if problems:
         raise InputError("images of this study cannot be registered to one another", problems=problems)
+    frame = volumes[reference].frame
+    moved = {
+        name: Volume(volume.array, registrations[name].matrix @ volume.affine, frame)
+        if name in registrations
+        else volume
+        for name, volume in volumes.items()
+    }
     return Coregistered(moved, reference, registrations)
 
 
@@ -165,46 +157,13 @@ def _subject(volume: Volume, name: str) -> Subject:
 def _register(
     fixed: Subject, moving: Subject, name: str, reference: str, tolerance_mm: float, seed: int
 ) -> Registration:
-    """Many short climbs, the best three taken further, the winner finished twice, from two places."""
     what = f"{name} cannot be registered to {reference}"
-    coarse = _distinct(fixed, moving, [climb(fixed, moving, start, 0, seed + 1) for start in _starts(fixed, moving)])
-    middle = [found for start in coarse[:3] if (found := climb(fixed, moving, start[0], 1, seed + 1)) is not None]
-    if not middle:
+    ends = search(fixed, moving, seed)
+    if ends is None:
         raise _refusal(name, what, "the images have nothing in common at any position that was tried")
-    winner = max(middle, key=lambda found: found[1])[0]
-    again: Motion | None = winner + STEP_BACK * ([1.0] * 3 + [fixed.scale] * 3)
-    for stage in (0, 1):
-        step = None if again is None else climb(fixed, moving, again, stage, seed + 2)
-        again = None if step is None else step[0]
-    ends = [
-        None if start is None else climb(fixed, moving, start, 2, seed + number)
-        for number, start in enumerate((winner, again), start=1)
-    ]
-    if ends[0] is None or ends[1] is None:
-        raise _refusal(name, what, "the search left the images")
-    motion = (ends[0][0] + ends[1][0]) / 2
-    result = _judged(fixed, moving, motion, apart(ends[0][0], ends[1][0], fixed), reference, seed)
+    result = _judged(fixed, moving, (ends[0] + ends[1]) / 2, apart(*ends, fixed), reference, seed)
     _refuse_unlikely(result, name, what, tolerance_mm * fixed.scale)
     return result
-
-
-def _starts(fixed: Subject, moving: Subject) -> list[Motion]:
-    """As the headers have it; the centres upon each other; those turned by 15 and 35 degrees and shifted by 30 mm."""
-    centred = np.array([0.0, 0.0, 0.0, *(moving.centre - fixed.centre)])
-    changes = [(axis, np.radians(angle)) for axis in range(3) for angle in (-35, -15, 15, 35)]
-    changes += [(axis, 30 * fixed.scale * sign) for axis in range(3, 6) for sign in (-1, 1)]
-    return [np.zeros(6), centred] + [centred + np.eye(6)[axis] * by for axis, by in changes]
-
-
-def _distinct(fixed: Subject, moving: Subject, found: list[Found | None]) -> list[Found]:
-    """The best of each group of results that mean one place, best first; none where too little overlaps to mean
-    anything (information grows as the overlap shrinks)."""
-    kept: list[Found] = []
-    for result in sorted((one for one in found if one is not None), key=lambda one: -one[1]):
-        new = all(apart(result[0], other[0], fixed) > COARSE.spacing * fixed.scale for other in kept)
-        if new and overlap(result[0], fixed, moving) >= MIN_OVERLAP:
-            kept.append(result)
-    return kept
 
 
 def _judged(fixed: Subject, moving: Subject, motion: Motion, spread: float, reference: str, seed: int) -> Registration:

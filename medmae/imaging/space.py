@@ -32,7 +32,7 @@ from medmae.imaging.volume import Grid, Volume
 from medmae.plan import Image
 
 MIN_OVERLAP = 0.1  # share of the smaller field of view; scans of one session that share less are not of one place
-REGISTER = "Use --coregister, which registers the images to one another, or check their headers."
+REGISTER = "Register the images to one another first (prepare and reconstruct: --coregister), or check their headers."
 
 
 @dataclass(frozen=True, eq=False)
