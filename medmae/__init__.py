@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from medmae.finetune import finetune_classify as finetune_classify
     from medmae.finetune import finetune_survive as finetune_survive
     from medmae.imaging.nifti import write_nifti as write_nifti
+    from medmae.imaging.registration import coregister as coregister
     from medmae.imaging.source import read_image as read_image
     from medmae.imaging.volume import Grid as Grid
     from medmae.imaging.volume import Volume as Volume
@@ -77,6 +78,7 @@ _HOME = {
     "Volume": "medmae.imaging.volume",
     "available_plans": "medmae.plan",
     "benchmark": "medmae.benchmark",
+    "coregister": "medmae.imaging.registration",
     "create": "medmae.models.zoo",
     "demo": "medmae.demo",
     "evaluate_features": "medmae.probes",

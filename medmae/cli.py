@@ -62,6 +62,9 @@ Jobs = Annotated[
     int | None,
     typer.Option(min=1, help="How many studies at a time; left out, what the machine can do.", show_default=False),
 ]
+Coregister = Annotated[
+    bool, typer.Option("--coregister", help="Register the images of a study to one another first (rigidly).")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 
 
@@ -129,10 +132,18 @@ def inspect(
 
 @app.command(epilog="Example: medmae prepare SCANS --plan bm-mae-base -o COHORT --jobs 8")
 @command
-def prepare(data: Data, plan: PlanName, out: Out, jobs: Jobs = None, overrides: Overrides = None) -> Outcome:
+def prepare(
+    data: Data,
+    plan: PlanName,
+    out: Out,
+    jobs: Jobs = None,
+    overrides: Overrides = None,
+    coregister: Coregister = False,
+) -> Outcome:
     """Write a cohort that training reads fast. Run it again after an interruption or when scans were added."""
+    loaded = medmae.Plan.load(plan, overrides or ())
     with progress_callback("preparing") as on_progress:
-        result = medmae.prepare(data, medmae.Plan.load(plan, overrides or ()), out, jobs=jobs, on_progress=on_progress)
+        result = medmae.prepare(data, loaded, out, jobs=jobs, coregister=coregister, on_progress=on_progress)
     usable = len(result.done) + len(result.skipped)
     lines = [f"{result.cohort_path}: {len(result.done)} prepared, {len(result.skipped)} already there"]
     return Outcome(result.to_json(), lines, [*result.warnings, *result.failed], usable, len(result.failed))
@@ -163,6 +174,7 @@ def pretrain(
         str | None, typer.Option(metavar="CHECKPOINT", help="Start from these weights.", show_default=False)
     ] = None,
     seed: Seed = 0,
+    coregister: Coregister = False,
 ) -> Outcome | None:
     """Pre-train a masked autoencoder on scans or on a prepared cohort."""
     result = medmae.pretrain(
@@ -180,6 +192,7 @@ def pretrain(
         resume=resume,
         init=init,
         seed=seed,
+        coregister=coregister,
     )
     if not is_first_process():
         return None
@@ -207,6 +220,15 @@ def reconstruct(
             show_default=False,
         ),
     ] = None,
+    coregister: Coregister = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODALITY",
+            help="The image whose grid the results have; with --coregister, the others are moved to it.",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[
         Literal["nifti", "dicom"], typer.Option(help="What to write; dicom into the studies that DICOM came from.")
     ] = "nifti",
@@ -230,6 +252,8 @@ def reconstruct(
             out,
             targets=targets or (),
             images=given,
+            coregister=coregister,
+            reference=reference,
             format=format,
             report=report,
             uncertainty=uncertainty,

@@ -269,6 +269,7 @@ def test_pretrain_passes_every_option_on(replace: Replace) -> None:
                 "resume": True,
                 "init": "OTHER",
                 "seed": 5,
+                "coregister": False,
             },
         )
     ]
@@ -310,6 +311,7 @@ def test_reconstruct_reads_targets_and_images(replace: Replace) -> None:
     shown = invoke(
         *["reconstruct", "A", "B", "--checkpoint", "RUN", "-o", "OUT", "--target", "flair", "--target", "t2"],
         *["--image", "t1=x/T1.nii.gz", "--image", "t1c=x/with=sign.nii.gz", "--report"],
+        *["--coregister", "--reference", "t1"],
     )
     assert shown.exit_code == 0
     assert shown.stdout.strip() == "OUT/a_flair.nii.gz"
@@ -318,6 +320,7 @@ def test_reconstruct_reads_targets_and_images(replace: Replace) -> None:
     assert options["targets"] == ["flair", "t2"]
     assert options["images"] == {"t1": Path("x/T1.nii.gz"), "t1c": Path("x/with=sign.nii.gz")}
     assert options["report"] is True
+    assert (options["coregister"], options["reference"]) == (True, "t1")
 
 
 def test_reconstruct_keeps_the_good_and_names_the_bad(replace: Replace) -> None:

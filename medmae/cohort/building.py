@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from medmae.cohort.examine import examine
+from medmae.cohort.examine import Examined, examine
 from medmae.cohort.index import FORMAT, KINDS, to_text
 from medmae.cohort.naming import in_order
 from medmae.cohort.sources import Task, files_of, image_digest, listed, sources_of
 from medmae.errors import InputError, MedmaeError, Problem
 from medmae.files import explained, flush, write_text
 from medmae.imaging.geometry import grids_agree, resample_labels
+from medmae.imaging.registration import Coregistered, coregister
 from medmae.imaging.space import to_model_space
 from medmae.imaging.volume import Grid, Volume
 
@@ -79,10 +80,15 @@ def in_model_space(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any] | None, list[Problem]]:
     """(images, labels, the record without sources, problems); the record is None when the study cannot be used."""
     study = task.study
-    seen = examine(study, task.label_values)
+    seen = examine(study, task.label_values, coregister=task.coregister)
     if not seen.usable:
         return {}, {}, None, seen.problems
     volumes = {name: seen.images[name] for name in in_order(seen.images)}
+    registered = None
+    if task.coregister:
+        registered = coregister(volumes)
+        seen.problems += labels_moved_along(seen, volumes, registered, study.id)
+        volumes = registered.volumes
     model = to_model_space(volumes, task.image)
     arrays = {}
     for name, array in model.arrays.items():
@@ -121,7 +127,34 @@ def in_model_space(
         },
         "labels": {name: {"dtype": str(array.dtype)} for name, array in labels.items()},
     }
+    if registered is not None:
+        record["registration"] = registered.to_json()
     return arrays, labels, record, seen.problems
+
+
+def labels_moved_along(
+    seen: Examined, acquired: Mapping[str, Volume], registered: Coregistered, study: str
+) -> list[Problem]:
+    """Labels go where the image went on whose grid they were drawn, the reference first; nobody knows where one on a
+    grid of its own went: it is left out, and told."""
+    names = sorted(acquired, key=lambda name: name != registered.reference)
+    problems = []
+    for label, grid in list(seen.label_grids.items()):
+        image = next((name for name in names if grids_agree(grid, acquired[name].grid)), None)
+        if image is not None:
+            seen.label_grids[label] = Grid(grid.shape, registered.volumes[image].affine)
+            continue
+        del seen.labels[label], seen.label_grids[label]
+        problems.append(
+            Problem(
+                f"the label {label} is on the grid of no image: it is left out, as images are moved by --coregister",
+                study,
+                "grid",
+                remedy="Put it on the grid of the image on which it was drawn.",
+                fatal=False,
+            )
+        )
+    return problems
 
 
 def on_grid(label: Volume, reference: Grid, grid: Grid) -> np.ndarray:

@@ -21,11 +21,10 @@ from medmae.imaging.dicom.series import Series
 from medmae.imaging.geometry import corner_distance_mm, grids_agree, overlap_share
 from medmae.imaging.nifti import check_voxels, read_image
 from medmae.imaging.source import Source, read_source
-from medmae.imaging.space import MIN_OVERLAP
+from medmae.imaging.space import MIN_OVERLAP, other_places
 from medmae.imaging.volume import Grid, Volume
 
 MOST_LABEL_VALUES = 1 << 16  # a label map with a wider range is not one (FreeSurfer's go to 14 175)
-REGISTER = "Register the images to one another first, or check their headers."
 
 
 @dataclass
@@ -42,15 +41,19 @@ class Examined:
         return not any(problem.fatal for problem in self.problems)
 
 
-def examine(study: Study, label_values: frozenset[int] | None = None) -> Examined:
-    """Read every file of ``study`` and judge it; nothing is raised for what a user can mend."""
+def examine(study: Study, label_values: frozenset[int] | None = None, *, coregister: bool = False) -> Examined:
+    """Read every file of ``study`` and judge it; nothing is raised for what a user can mend.
+
+    With ``coregister`` the images will be registered to one another: where their headers put them is no matter.
+    """
     result = Examined()
     for modality, path in study.images.items():
         volume, problems = examine_image(path)
         result.problems += [in_study(study, path, problem) for problem in problems]
         if volume is not None:
             result.images[modality] = volume
-    result.problems += compare_grids(study, {name: volume.grid for name, volume in result.images.items()})
+    if not coregister:
+        result.problems += compare_grids(study, result.images)
     for name, path in study.labels.items():
         label, problems = examine_label(path, label_values)
         if label is not None:
@@ -130,28 +133,17 @@ def is_synthetic(path: Source) -> bool:
     return isinstance(data, dict) and data.get("synthetic") is True
 
 
-def compare_grids(study: Study, grids: Mapping[str, Grid]) -> list[Problem]:
+def compare_grids(study: Study, volumes: Mapping[str, Volume]) -> list[Problem]:
     """Images of one study on other grids than the first: resampled where they show one place, refused where not."""
+    refused = {problem.where or "": problem for problem in other_places(volumes)}
     problems = []
-    first = next(iter(grids), "")
-    for modality, grid in grids.items():
-        reference = grids[first]
-        if grids_agree(reference, grid):
-            continue
-        share = overlap_share(reference, grid)
+    first = next(iter(volumes), "")
+    for modality, volume in volumes.items():
+        grid, reference = volume.grid, volumes[first].grid
         where = f"{study.id}: {study.images[modality]}"
-        if share < MIN_OVERLAP:
-            problems.append(
-                Problem(
-                    f"{modality} and {first} do not show the same place",
-                    where,
-                    "affine",
-                    f"fields of view overlap by {share:.0%}",
-                    f"at least {MIN_OVERLAP:.0%}",
-                    REGISTER,
-                )
-            )
-        else:
+        if modality in refused:
+            problems.append(replace(refused[modality], where=where))
+        elif not grids_agree(reference, grid):
             problems.append(
                 Problem(
                     f"{modality} is on another grid than {first}: it will be resampled",
@@ -159,7 +151,7 @@ def compare_grids(study: Study, grids: Mapping[str, Grid]) -> list[Problem]:
                     "grid",
                     f"{describe(grid)}{apart(grid, reference)}",
                     describe(reference),
-                    "Nothing to do if they were acquired so; if they were not registered, do that first.",
+                    "Nothing to do if they were acquired so; if they were not registered, use --coregister.",
                     fatal=False,
                 )
             )

@@ -24,6 +24,7 @@ class Task:
     image: Image
     cohort: Path
     label_values: frozenset[int] | None
+    coregister: bool = False
 
 
 def wanted(study: Study, plan: Plan, record: Mapping[str, Any] | None) -> Study:
@@ -60,6 +61,8 @@ def is_current(record: Mapping[str, Any], task: Task) -> bool:
     """Whether a prepared study comes from these files, for this image space."""
     facts = (image_digest(task.image), task.study.subject, task.study.session, listed(task.label_values))
     if tuple(record.get(key) for key in ("image", "subject", "session", "label_values")) != facts:
+        return False
+    if task.coregister != ("registration" in record):
         return False
     known: dict[str, Mapping[str, Any]] = {kind: dict(record[kind]) for kind in KINDS}
     sources = {

@@ -72,12 +72,15 @@ def prepare(
     out: str | Path,
     *,
     jobs: int | None = None,
+    coregister: bool = False,
     on_progress: Progress | None = None,
 ) -> Prepared:
     """Bring the studies in ``data`` into the space of ``plan`` and write (or update) the cohort ``out``.
 
     ``jobs`` processes work at the same time (default: as many as pay off, at most one a core); with 1 everything
-    happens in this one. ``on_progress(done, total, study_id)`` is called after each study. A study that cannot be used
+    happens in this one. ``coregister`` registers the images of each study to its first in canonical order (see
+    :func:`medmae.coregister`), and labels move along; a study that was prepared the other way is prepared again.
+    ``on_progress(done, total, study_id)`` is called after each study. A study that cannot be used
     is named in the result and does not stop the others. Raises :class:`InputError` when there is nothing to prepare,
     when ``out`` was prepared for another image space or is being written by another run, and
     :class:`medmae.errors.MedmaeError` when it cannot be written (full disk, no permission).
@@ -101,7 +104,7 @@ def prepare(
     with locked(out):
         shutil.rmtree(out / ".building", ignore_errors=True)  # what a killed run was writing
         run = Run(out, plan.image, studies, on_progress)
-        tasks = run.skip_unchanged(plan, layout.label_values)
+        tasks = run.skip_unchanged(plan, layout.label_values, coregister)
         removed = run.begin()
         run.build_all(tasks, jobs)
         run.finish()
@@ -165,12 +168,12 @@ class Run:
         self.warnings: list[Problem] = []
         self.before: dict[str, Any] = {}
 
-    def skip_unchanged(self, plan: Plan, label_values: frozenset[int] | None) -> list[Task]:
+    def skip_unchanged(self, plan: Plan, label_values: frozenset[int] | None, coregister: bool) -> list[Task]:
         """Find the studies that are prepared from the very files that are there now; the others are the work to do."""
         tasks = []
         for study in self.studies:
             record = study_record(self.out, study.id)
-            task = Task(wanted(study, plan, record), self.image, self.out, label_values)
+            task = Task(wanted(study, plan, record), self.image, self.out, label_values, coregister)
             if record is not None and is_current(record, task):
                 refresh(record, task)
                 self.records[study.id] = record

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from medmae.errors import InputError, nearest
+from medmae.errors import InputError, Problem, nearest
 from medmae.imaging.geometry import (
     centred_box,
     cropped_grid,
@@ -32,6 +32,7 @@ from medmae.imaging.volume import Grid, Volume
 from medmae.plan import Image
 
 MIN_OVERLAP = 0.1  # share of the smaller field of view; scans of one session that share less are not of one place
+REGISTER = "Register the images to one another first (prepare and reconstruct: --coregister), or check their headers."
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,8 @@ def to_model_space(volumes: Mapping[str, Volume], image: Image, order: Literal[0
     """
     if not volumes:
         raise InputError("a study needs at least one image", field="images", found="none")
-    _refuse_other_places(volumes)
+    if problems := other_places(volumes):
+        raise InputError(problems[0].what, problems=problems)
     first = next(iter(volumes.values()))
     base = spacing_grid(reoriented_grid(first.grid, image.orientation), image.spacing)
     grid = _covering(base, volumes.values(), image.foreground_crop)
@@ -159,27 +161,22 @@ def to_model_space(volumes: Mapping[str, Volume], image: Image, order: Literal[0
     return ModelStudy(arrays, grid, native, scales, frame)
 
 
-def _refuse_other_places(volumes: Mapping[str, Volume]) -> None:
-    """Images of one study must lie in one world and look at one place."""
-    (first, reference), *others = volumes.items()
-    for name, volume in others:
-        if volume.frame is not None and reference.frame is not None and volume.frame != reference.frame:
-            raise InputError(
-                f"{name} and {first} have different frames of reference",
-                where=name,
-                field="frame of reference",
-                remedy="Register them to one another first.",
-            )
-        share = overlap_share(reference.grid, volume.grid)
+def other_places(volumes: Mapping[str, Volume]) -> list[Problem]:
+    """What keeps images of one study from being in one world and looking at one place."""
+    problems = []
+    first = next(iter(volumes), "")
+    for name, volume in volumes.items():
+        frame = volumes[first].frame
+        if volume.frame is not None and frame is not None and volume.frame != frame:
+            what = f"{name} and {first} have different frames of reference"  # the UIDs stay unsaid: they identify
+            problems.append(Problem(what, name, "frame of reference", remedy=REGISTER))
+            continue
+        share = overlap_share(volumes[first].grid, volume.grid)
         if share < MIN_OVERLAP:
-            raise InputError(
-                f"{name} and {first} do not show the same place",
-                where=name,
-                field="affine",
-                found=f"fields of view overlap by {share:.0%}",
-                expected=f"at least {MIN_OVERLAP:.0%}",
-                remedy="Check the headers, or register the images to one another first.",
-            )
+            found, expected = f"fields of view overlap by {share:.0%}", f"at least {MIN_OVERLAP:.0%}"
+            what = f"{name} and {first} do not show the same place"
+            problems.append(Problem(what, name, "affine", found, expected, REGISTER))
+    return problems
 
 
 def _covering(base: Grid, volumes: Iterable[Volume], foreground: bool) -> Grid:

@@ -90,9 +90,9 @@ def residuals(
 
 
 def anomaly_of(
-    model: Synthesiser, volumes: Mapping[str, Volume], device: str, precision: str | None = None
+    model: Synthesiser, volumes: Mapping[str, Volume], like: str, device: str, precision: str | None = None
 ) -> tuple[Volume, tuple[str, ...]]:
-    """The heat map of a study on the grid of its first modality, and the modalities it comes from. Raises
+    """The heat map of a study on the grid of its image ``like``, and the modalities it comes from. Raises
     :class:`InputError` for a study with none that the model knows."""
     known = {m: volumes[m] for m in model.modalities if m in volumes}
     if not known:
@@ -107,7 +107,7 @@ def anomaly_of(
     if isinstance(model, torch.nn.Module):
         model.to(chosen).eval()
     found = residuals(model, study.arrays, foreground=seen, device=chosen, precision=precision or "32")
-    first = next(iter(known.values()))
+    first = volumes[like]
     mapped = study.to_native(heat(found, seen), first.grid, None)
     return Volume(mapped.array.astype(np.float32), first.affine, first.frame), tuple(known)
 

@@ -24,9 +24,9 @@ from medmae.errors import InputError, MedmaeError, Problem
 from medmae.synthesis.downstream import evaluate_downstream
 from medmae.synthesis.evaluate_pages import ScorePages
 from medmae.synthesis.floors import Case, Floors, brain_of, fit_floors, foreground
+from medmae.synthesis.marking import provenance_of
 from medmae.synthesis.metrics import Truth, grid_energy_ratio
 from medmae.synthesis.predicting import predict_study
-from medmae.synthesis.reconstruct import provenance_of
 from medmae.synthesis.scores import SynthesisScores
 from medmae.synthesis.volumes import calibration_of, check_targets, pick_device
 from medmae.synthesis.windows import Synthesiser

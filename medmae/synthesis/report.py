@@ -15,6 +15,7 @@ import numpy as np
 
 from medmae.imaging.geometry import resample
 from medmae.imaging.intensity import normalise
+from medmae.imaging.registration import Coregistered
 from medmae.imaging.volume import Grid, Volume
 from medmae.plan import Intensity
 from medmae.synthesis.layers import Layer, difference, grey, heat, shown_grid
@@ -53,6 +54,7 @@ def write_report(
     truth: Mapping[str, Volume] | None = None,
     anomaly: Mapping[str, Volume] | None = None,
     warnings: Sequence[str] = (),
+    registered: Coregistered | None = None,
 ) -> StudyPage:
     """Write the page of one study to ``path``.
 
@@ -64,7 +66,8 @@ def write_report(
     among ``volumes``), shown with the difference and scored; ``uncertainty`` {target: Volume} in the units of the
     target's ``Synthesis.volume``, 0 where nothing is said; ``anomaly`` {modality: Volume} of modalities among
     ``volumes``, 0 (normal) and up. ``warnings``: sentences shown above everything else, such as that the study is
-    unlike the training cohort. Returns what was written, with the scores of the targets that have a truth.
+    unlike the training cohort. ``registered``: how the volumes were brought to one another, if they were. Returns what
+    was written, with the scores of the targets that have a truth.
     """
     truths = {t: v for t, v in {**volumes, **(truth or {})}.items() if t in syntheses}
     grid = shown_grid(next(iter(volumes.values())))
@@ -76,7 +79,7 @@ def write_report(
     shown = {m: resample(v, grid).array for m, v in inputs.items()}
     maps = {m: resample(v, grid).array for m, v in (anomaly or {}).items()}
     panels = panels_of(shown, FILE_UNIT, targets, maps, has_background(intensity))
-    return write_page(path, name, panels, targets, grid, _facts(syntheses, provenance, hashes), warnings)
+    return write_page(path, name, panels, targets, grid, _facts(syntheses, provenance, hashes, registered), warnings)
 
 
 def compare(synthesis: Synthesis, truth: Volume, intensity: Intensity) -> Score:
@@ -168,13 +171,17 @@ def _target(
 
 
 def _facts(
-    syntheses: Mapping[str, Synthesis], provenance: Mapping[str, Any], hashes: Mapping[str, str]
+    syntheses: Mapping[str, Synthesis],
+    provenance: Mapping[str, Any],
+    hashes: Mapping[str, str],
+    registered: Coregistered | None = None,
 ) -> dict[str, str]:
     first = next(iter(syntheses.values()))
     used = dict.fromkeys(m for s in syntheses.values() for m in s.sources)
     return {
         **model_facts(provenance),
         **{f"{m.upper()} file": f"sha256 {hashes[m]}" for m in used if m in hashes},
+        **{f"{m.upper()} place": str(found) for m, found in (registered.registrations if registered else {}).items()},
         "windows": f"{first.windows} of {' x '.join(map(str, first.window))} voxels, "
         f"{len(first.shifts)} placements of the patch grid",
         **{f"{t.upper()} intensities": s.units for t, s in syntheses.items()},
@@ -182,7 +189,7 @@ def _facts(
 
 
 def model_facts(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Version and checkpoint, of :func:`medmae.synthesis.reconstruct.provenance_of`, as the page tells them."""
+    """Version and checkpoint, of :func:`medmae.synthesis.marking.provenance_of`, as the page tells them."""
     checkpoint = provenance["checkpoint"]
     return {
         "made by": str(provenance["version"]),

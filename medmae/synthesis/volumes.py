@@ -11,7 +11,7 @@ import torch
 
 from medmae.errors import InputError, nearest
 from medmae.imaging.geometry import resample
-from medmae.imaging.space import ModelStudy, to_model_space
+from medmae.imaging.space import ModelStudy, other_places, to_model_space
 from medmae.imaging.volume import Grid, Volume
 from medmae.synthesis.floors import foreground
 from medmae.synthesis.predicting import predict_study, refiner_of
@@ -32,7 +32,7 @@ UNITS = {
 class Synthesis:
     """A synthesised modality.
 
-    ``volume``: on the grid of the study's ``like`` modality (the first of ``sources`` in model order), float32, in
+    ``volume``: on the grid of the study's ``like`` modality, float32, in
     ``units`` (a key of :data:`UNITS`), exactly 0 outside the foreground. ``array``: the same in the model's space
     (``study.grid``), normalised. ``foreground``: there, (D, H, W) bool: where some input is not background.
     ``windows`` passes of size ``window`` over the ``shifts`` of the patch grid made it, then a refiner if ``refined``.
@@ -64,6 +64,7 @@ def reconstruct_volumes(
     volumes: Mapping[str, Volume],
     targets: Sequence[str] = (),
     *,
+    reference: str | None = None,
     device: str | torch.device = "auto",
     precision: str | None = None,
     uncertainty: bool = False,
@@ -71,12 +72,14 @@ def reconstruct_volumes(
     """Synthesise ``targets`` (default: what the model knows and ``volumes`` lacks) from a study's volumes.
 
     A target that is among ``volumes`` is not looked at while it is synthesised: it is predicted from all the others.
-    Modalities the model does not know are left aside. ``precision`` "32" (default) or "bf16". ``uncertainty``: also
-    the width of the intervals, which takes about twice as long; nothing of a checkpoint that was never calibrated
-    (``medmae finetune synthesis``). Raises
-    :class:`InputError` for a target the model never saw, when nothing is left to predict from, and when the volumes
-    do not lie in one frame of reference.
+    Modalities the model does not know are left aside, but for the ``reference``: the one of ``volumes`` whose grid the
+    results have (default: the first, in model order, that is predicted from). ``precision`` "32" (default) or "bf16".
+    ``uncertainty``: also the width of the intervals, which takes about twice as long; nothing of a checkpoint that was
+    never calibrated (``medmae finetune synthesis``). Raises :class:`InputError` for a target the model never saw, a
+    reference that is not there, when nothing is left to predict from, and when the volumes do not lie in one frame of
+    reference (see :func:`medmae.coregister`).
     """
+    check_reference(reference, volumes)
     known = {m: volumes[m] for m in model.modalities if m in volumes}
     check_targets(model, targets)
     if not known:
@@ -103,7 +106,12 @@ def reconstruct_volumes(
                 remedy=f"Add one of {', '.join(m for m in model.modalities if m != group[0])}.",
             )
         given = {m: known[m] for m in sources}
-        for synthesis in _synthesise(model, given, group, device, precision or "32", uncertainty):
+        like = reference or sources[0]
+        if problems := other_places({like: volumes[like], **given}):
+            raise InputError(problems[0].what, problems=problems)
+        for synthesis in _synthesise(
+            model, given, group, (like, volumes[like]), device, precision or "32", uncertainty
+        ):
             results[synthesis.target] = synthesis
     return {target: results[target] for target in wanted}
 
@@ -112,11 +120,15 @@ def _synthesise(
     model: Synthesiser,
     volumes: dict[str, Volume],
     targets: list[str],
+    place: tuple[str, Volume],
     device: torch.device,
     precision: str,
     uncertainty: bool,
 ) -> list[Synthesis]:
-    study = to_model_space(volumes, model.plan.image)
+    name, reference = place
+    like = reference.grid
+    # The reference first, if it is an input: the model's space then has its axes, and its voxels stay what they are.
+    study = to_model_space(dict(sorted(volumes.items(), key=lambda item: item[0] != name)), model.plan.image)
     scheme = model.plan.image.intensity.scheme
     seen = foreground(study.arrays) if scheme == "zscore-nonzero" else None
     trust = calibration_of(model) if uncertainty else None
@@ -124,7 +136,6 @@ def _synthesise(
         model, study.arrays, targets, foreground=seen, device=device, precision=precision, doubt=trust is not None
     )
     sources = tuple(volumes)
-    like = volumes[sources[0]].grid
     native = None if seen is None else native_foreground(volumes, like)
     results = []
     for target in targets:
@@ -144,11 +155,11 @@ def _synthesise(
         results.append(
             Synthesis(
                 target=target,
-                volume=Volume(inside.astype(np.float32), like.affine, volumes[sources[0]].frame),
+                volume=Volume(inside.astype(np.float32), like.affine, reference.frame or study.frame),
                 units=units,
                 mean=mean,
                 std=std,
-                like=sources[0],
+                like=name,
                 sources=sources,
                 study=study,
                 array=array if seen is None else np.where(seen, array, 0),
@@ -199,6 +210,18 @@ def check_targets(model: Synthesiser, targets: Sequence[str]) -> None:
                 expected=f"one of {', '.join(model.modalities)}",
                 remedy=nearest(target, model.modalities) + " Another one needs a model trained with it.",
             )
+
+
+def check_reference(reference: str | None, present: Mapping[str, object]) -> None:
+    """Raise :class:`InputError` for a reference that the study lacks."""
+    if reference is not None and reference not in present:
+        raise InputError(
+            "the study lacks the reference",
+            field="reference",
+            found=reference,
+            expected=f"one of {', '.join(present)}",
+            remedy="Choose an image that the study has.",
+        )
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -92,13 +92,15 @@ def pretrain(
     resume: bool = False,
     init: str | Path | None = None,
     seed: int = 0,
+    coregister: bool = False,
     progress: bool = True,
 ) -> TrainedRun:
     """Train ``plan`` on ``data`` (a prepared cohort, or any layout of scans, then prepared into ``out/cohort``).
 
     ``max_steps`` stops earlier than the plan's epochs without changing its schedule; ``checkpoint_every`` is in
     optimiser steps (default: the plan's epochs). ``resume`` continues ``out`` (or begins it when it holds no
-    checkpoint yet); ``init`` begins with another checkpoint's weights. Raises :class:`MedmaeError` for a bad plan,
+    checkpoint yet); ``init`` begins with another checkpoint's weights. ``coregister``: as in :func:`medmae.prepare`,
+    for scans that are prepared here. Raises :class:`MedmaeError` for a bad plan,
     unusable data, an existing run without ``resume``, or a loss that is no longer finite.
     """
     plan, run = Plan.load(plan, overrides), Path(out)
@@ -106,7 +108,7 @@ def pretrain(
     fabric = make_fabric(plan, device, precision, devices, nodes, strategy)
     fabric.launch()
     resume = begin_run(run, plan, resume, fabric)
-    cohort, problems = open_cohort(Path(data), plan, run, fabric, progress)
+    cohort, problems = open_cohort(Path(data), plan, run, fabric, progress, coregister)
     training, validation = split(cohort, plan, seed)
     loop = Loop(fabric, plan, run, cohort, training, validation, seed, init)
     if resume:
@@ -168,13 +170,22 @@ def begin_run(run: Path, plan: Plan, resume: bool, fabric: Fabric) -> bool:
     return exists
 
 
-def open_cohort(data: Path, plan: Plan, run: Path, fabric: Fabric, progress: bool) -> tuple[Cohort, list[Problem]]:
+def open_cohort(
+    data: Path, plan: Plan, run: Path, fabric: Fabric, progress: bool, coregister: bool = False
+) -> tuple[Cohort, list[Problem]]:
     """The prepared cohort at ``data``, or ``data`` prepared into ``run/cohort`` by the first process."""
     problems: list[Problem] = []
+    if coregister and is_cohort(data):
+        raise InputError(
+            "the images of a prepared cohort are on one grid already",
+            where=data,
+            field="--coregister",
+            remedy="Use it with `medmae prepare`, or give the scans themselves.",
+        )
     if not is_cohort(data):
         if fabric.is_global_zero:
             with progress_callback("preparing", progress) as report:
-                prepared = prepare(data, plan, run / "cohort", on_progress=report)
+                prepared = prepare(data, plan, run / "cohort", coregister=coregister, on_progress=report)
             problems = [*prepared.warnings, *prepared.failed]
         fabric.barrier()
         data = run / "cohort"

@@ -53,12 +53,14 @@ def export_synthesis(
     like: str,
     out: Path,
     *,
+    sources: Sequence[str],
     target: str,
     version: str,
     checkpoint: str,
     number: int = 1,
 ) -> list[Path]:
-    """``volume``, on the grid of the modality ``like``, as a series in the folder ``out``, made from all ``series``.
+    """``volume``, on the grid of the modality ``like``, as a series in the folder ``out``, made from ``sources``, all
+    of them among ``series``.
 
     ``number``: which of the series that are derived from ``like`` this is, so that they differ. See
     :func:`medmae.imaging.dicom_out.writing.write_synthetic_mr`.
@@ -72,8 +74,8 @@ def export_synthesis(
             files[like],
             out,
             target=target,
-            sources=list(files.values()),
-            source_modalities=list(files),
+            sources=[files[m] for m in sources],
+            source_modalities=list(sources),
             version=version,
             checkpoint_hash=checkpoint,
             series_number=None if first is None else first * 100 + number,
