@@ -21,7 +21,7 @@ from segment_with_few_labels import join_labels
 
 import medmae
 
-DROPOUT = 0.5  # share of the steps that lose some of the channels
+DROPOUT = 0.35  # share of the steps that lose some of the channels
 
 
 def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
@@ -38,7 +38,7 @@ def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
             checkpoint,
             out / f"dropout-{dropout}",
             overrides=[f"modality_dropout={dropout}", "mirror=[0]", "cpu_precision=bf16"],
-            epochs=1 if quick else 8,
+            epochs=1 if quick else 12,
             steps_per_epoch=2 if quick else 50,
             validation_steps=1,
         ).model
