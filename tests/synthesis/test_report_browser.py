@@ -227,7 +227,7 @@ def test_cohort_table_sorts_filters_and_sums_up(tmp_path: Path) -> None:
     index = write_index(tmp_path)
     assert index is not None
     script = """
-      const rows = () => [...document.querySelectorAll("tbody tr")].filter(row => !row.hidden);
+      const rows = () => [...document.querySelectorAll("#rows tbody tr")].filter(row => !row.hidden);
       const names = () => rows().map(row => row.cells[0].textContent);
       const head = [...document.querySelectorAll("th button")].find(b => b.textContent.startsWith("PSNR"));
       const plain = names(); head.click(); const up = names(); head.click(); const down = names();
