@@ -183,7 +183,7 @@ def test_truth_takes_the_place_of_the_synthesis_and_loses_its_mark(tmp_path: Pat
       $("reset").click(); await settle();
       const reset = pixels(views[2]);
       const check = [...$("shown").querySelectorAll("input")][0];
-      check.click(); await settle(); const fewer = views.length;
+      check.click(); await settle(); const fewer = panels().filter(box => !box.hidden).length;
       check.click(); await settle(); await settle(); await settle();
       return {before, swapped, truth, back, over, key, t1, darker, reset, fewer, more: views.length,
               first: panels()[0].querySelector("h3 span").textContent};
@@ -227,7 +227,7 @@ def test_cohort_table_sorts_filters_and_sums_up(tmp_path: Path) -> None:
     index = write_index(tmp_path)
     assert index is not None
     script = """
-      const rows = () => [...document.querySelectorAll("tbody tr")].filter(row => !row.hidden);
+      const rows = () => [...document.querySelectorAll("#rows tbody tr")].filter(row => !row.hidden);
       const names = () => rows().map(row => row.cells[0].textContent);
       const head = [...document.querySelectorAll("th button")].find(b => b.textContent.startsWith("PSNR"));
       const plain = names(); head.click(); const up = names(); head.click(); const down = names();

@@ -40,13 +40,13 @@ const image = index => {
     cal_min: facts.window[0],
     cal_max: facts.window[1],
     opacity: map ? Number($("opacity").value) / 100 : 1,
-  }).then(made => {
+  }).then(volume => {
     if (map) { // below its threshold (here the top) niivue lets the opacity fall with the square of the value
-      made.colormapType = 1;
-      made.cal_min = facts.window[1];
-      if (map[1]) [made.cal_minNeg, made.cal_maxNeg] = [facts.window[0], 0.999 * facts.window[0]];
+      volume.colormapType = 1;
+      volume.cal_min = facts.window[1];
+      if (map[1]) [volume.cal_minNeg, volume.cal_maxNeg] = [facts.window[0], 0.999 * facts.window[0]];
     }
-    return facts.made = made;
+    return facts.made = volume;
   });
   return facts.loading;
 };
@@ -105,11 +105,11 @@ function heading(view) {
 async function dress(view) {
   const wanted = [baseOf(view), overlayOf(view)].filter(index => index !== null);
   if (view.shown?.join() === wanted.join()) return;
-  const made = await Promise.all(wanted.map(image));
+  const volumes = await Promise.all(wanted.map(image));
   const {nv} = view, place = [...nv.scene.crosshairPos];
   view.shown = wanted;
   nv.volumes = [];
-  made.forEach(volume => nv.addVolume(volume));
+  volumes.forEach(volume => nv.addVolume(volume));
   nv.scene.crosshairPos = place;
   heading(view);
   nv.drawScene();
@@ -134,7 +134,33 @@ function shortcut(event) {
   if (event.key === "0") $("reset").click();
 }
 
+const made = new Map(); // panels once opened; a closed one is hidden and keeps its canvas
 async function open(panel) {
+  const known = made.has(panel), view = made.get(panel) ?? build(panel);
+  made.set(panel, view);
+  const after = views.find(other => data.panels.indexOf(other.panel) > data.panels.indexOf(panel));
+  if (!known) {
+    $("panels").insertBefore(view.box, after?.box ?? null);
+    await view.nv.attachToCanvas(view.canvas);
+  }
+  view.box.hidden = false;
+  views.splice(after ? views.indexOf(after) : views.length, 0, view);
+  await dress(view);
+  windows[panel.group].forEach((value, end) => { view.ends[end].value = value; }); // moved while it was closed
+  if (known) view.nv.updateGLVolume();
+  view.nv.onLocationChange = location => move(location.vox, view);
+  lay(view);
+  link();
+  move(at);
+}
+
+function close(panel) {
+  const [view] = views.splice(views.findIndex(other => other.panel === panel), 1);
+  view.box.hidden = true;
+  link();
+}
+
+function build(panel) {
   const view = {panel, box: element("section", "panel")};
   const head = element("h3"), screen = element("div", "screen"), foot = element("div", "foot");
   view.title = element("span"); view.note = element("small"); view.value = element("output");
@@ -155,34 +181,16 @@ async function open(panel) {
   });
   foot.append(view.value);
   view.box.append(head, screen, foot);
-  const after = views.find(other => data.panels.indexOf(other.panel) > data.panels.indexOf(panel));
-  $("panels").insertBefore(view.box, after?.box ?? null);
-
-  const nv = new niivue.Niivue({
+  view.canvas.addEventListener("keydown", event => keys(event, view));
+  view.canvas.addEventListener("keyup", event => event.stopImmediatePropagation());
+  view.canvas.addEventListener("pointerdown", () => view.canvas.focus({preventScroll: true}));
+  view.nv = new niivue.Niivue({
     isRadiologicalConvention: true, dragAndDropEnabled: false, loadingText: "", logLevel: "error",
     crosshairColor: [0.47, 0.86, 0.47, 0.6], fontColor: [0.8, 0.85, 0.9, 1], backColor: [0, 0, 0, 1],
     sagittalNoseLeft: true, showAllOrientationMarkers: true, show3Dcrosshair: true,
     dragMode: niivue.DRAG_MODE.pan, multiplanarLayout: 2, tileMargin: 2, renderOverlayBlend: 0,
   });
-  view.nv = nv;
-  view.canvas.addEventListener("keydown", event => keys(event, view));
-  view.canvas.addEventListener("keyup", event => event.stopImmediatePropagation());
-  view.canvas.addEventListener("pointerdown", () => view.canvas.focus({preventScroll: true}));
-  await nv.attachToCanvas(view.canvas);
-  views.splice(after ? views.indexOf(after) : views.length, 0, view);
-  await dress(view);
-  nv.onLocationChange = location => move(location.vox, view);
-  lay(view);
-  link();
-  move(at);
-}
-
-function close(panel) {
-  const index = views.findIndex(view => view.panel === panel), [view] = views.splice(index, 1);
-  view.nv.cleanup();
-  view.nv.gl.getExtension("WEBGL_lose_context")?.loseContext();
-  view.box.remove();
-  link();
+  return view;
 }
 
 // Niivue passes on zoom, pan, the turn of the 3D view and, before it tells the others that something moved, the
@@ -213,8 +221,8 @@ function setWindow(group, end, value) {
   const touched = views.filter(view => view.panel.group === group);
   for (const view of touched) {
     for (const index of [view.panel.base, view.panel.truth]) {
-      const made = index === null ? undefined : data.images[index].made;
-      if (made) [made.cal_min, made.cal_max] = ends;
+      const volume = index === null ? undefined : data.images[index].made;
+      if (volume) [volume.cal_min, volume.cal_max] = ends;
     }
     view.ends.forEach((input, i) => { input.value = ends[i]; });
     view.nv.updateGLVolume();
