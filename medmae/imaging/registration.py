@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medmae.errors import InputError, Problem, nearest
-from medmae.imaging.alignment import COARSE, Subject, subject
+from medmae.imaging.alignment import Subject, subject
 from medmae.imaging.motions import MIN_OVERLAP, Motion, apart, information, matrix_of, one_thread, overlap, search
 from medmae.imaging.nifti import check_voxels
 from medmae.imaging.volume import Volume
@@ -24,7 +24,7 @@ from medmae.imaging.volume import Volume
 TOLERANCE_MM = 2.0  # two searches that end further apart have not found one place
 MIN_PEAK = 1.15  # information at the result, over the most that is found a finger's breadth away
 MAX_ROTATION = 45.0  # degrees; nobody lies more obliquely, and the search would not have found it reliably
-FLATTEST = 0.1  # thickness over the longest edge
+MIN_THICKNESS = 0.08  # of the longest side; thinner slabs slip along their own plane's normal
 STILL_MM = 1.0  # the method's own error: a smaller motion than this is not corrected
 
 AWAY = ((0, 0.2), (1, 0.2), (2, 0.2), (3, 12.0), (4, 12.0), (5, 12.0))  # a finger's breadth, for the peak
@@ -122,8 +122,9 @@ def coregister(
         except InputError as error:
             problems += error.problems
     fixed = subjects.pop(reference, None)
-    for name, moving in subjects.items() if fixed is not None else ():
-        assert fixed is not None
+    for name, moving in subjects.items():
+        if fixed is None:
+            break
         try:
             with one_thread():
                 registrations[name] = _register(fixed, moving, name, reference, tolerance_mm, seed)
@@ -149,12 +150,10 @@ def _subject(volume: Volume, name: str) -> Subject:
     if prepared is None:
         what, found = "nothing to register: no head stands out from the background", "one even brightness, or specks"
         raise _refusal(name, what, found)
-    edges = [n * size for n, size in zip(volume.shape, volume.spacing, strict=True)]
-    thinnest = min(edges)
-    # Of a slab, the scale says how large it would be as a cube: a share of its longest edge must hold too.
-    least = max(2 * COARSE.spacing * prepared.scale, FLATTEST * max(edges))
-    if thinnest < least:
-        raise _refusal(name, "too thin to be registered", f"{thinnest:.1f} mm", f"at least {least:.1f} mm")
+    extents = [n * size for n, size in zip(volume.shape, volume.spacing, strict=True)]
+    least = MIN_THICKNESS * max(extents)
+    if min(extents) < least:
+        raise _refusal(name, "too thin to be registered", f"{min(extents):.1f} mm", f"at least {least:.1f} mm")
     return prepared
 
 

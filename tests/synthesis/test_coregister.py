@@ -50,7 +50,7 @@ def test_a_synthesis_from_moved_images_lies_where_the_reference_has_the_head(hea
     made = read_nifti(done.written[0])
     np.testing.assert_allclose(made.affine, head["t1"].affine, atol=1e-5)
     plain = read_nifti(reconstruct(study, MODEL, tmp_path / "without", device="cpu").written[0])
-    assert likeness(made, head["t2"]) > 0.8 > 0.6 > likeness(plain, head["t2"])
+    assert likeness(made, head["t2"]) > 0.8 > 0.6 > likeness(plain, head["t2"])  # a model of 4 mm blurs
     car = json.loads((tmp_path / "with" / "patient_flair.json").read_text())
     facts = car["sources"]["t2"]["registration"]
     assert abs(facts["rotation_deg"] - 12) < 1 and abs(facts["translation_mm"] - 18) < 2
