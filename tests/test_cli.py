@@ -251,7 +251,7 @@ def test_pretrain_passes_every_option_on(replace: Replace) -> None:
     shown = invoke(
         *["pretrain", "DATA", "--plan", "mine.json", "-o", "RUN", "--set", "training.lr=1", "--set", "model.width=6"],
         *["--max-steps", 7, "--checkpoint-every", 3, "--device", "cpu", "--precision", "bf16", "--devices", 2],
-        *["--nodes", 4, "--strategy", "ddp", "--resume", "--init", "OTHER", "--seed", 5],
+        *["--nodes", 4, "--strategy", "ddp", "--resume", "--init", "OTHER", "--seed", 5, "--coregister"],
     )
     assert shown.exit_code == 0
     assert recorder.calls == [
@@ -269,6 +269,7 @@ def test_pretrain_passes_every_option_on(replace: Replace) -> None:
                 "resume": True,
                 "init": "OTHER",
                 "seed": 5,
+                "coregister": True,
             },
         )
     ]

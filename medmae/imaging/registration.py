@@ -122,7 +122,9 @@ def coregister(
         except InputError as error:
             problems += error.problems
     fixed = subjects.pop(reference, None)
-    for name, moving in subjects.items() if fixed is not None else ():
+    for name, moving in subjects.items():
+        if fixed is None:
+            break
         try:
             with one_thread():
                 registrations[name] = _register(fixed, moving, name, reference, tolerance_mm, seed)
