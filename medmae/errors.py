@@ -7,9 +7,10 @@ failed); Python callers catch :class:`MedmaeError`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class MedmaeError(Exception):
         )
         self.problems = list(problems) or [self.problem]
         super().__init__(str(self.problem))
+
+    @classmethod
+    def of(cls, problems: Sequence[Problem]) -> Self:
+        """The error that several problems make: it says the first fatal one, and holds all."""
+        first = next((problem for problem in problems if problem.fatal), problems[0])
+        facts = {name: value for name, value in vars(first).items() if name not in ("what", "fatal")}
+        return cls(first.what, **facts, problems=problems)
 
 
 class InputError(MedmaeError):

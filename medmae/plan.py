@@ -292,15 +292,7 @@ def validate(schema: type[AnyModel], data: Mapping[str, Any], where: str, prefix
             else:
                 found = None if item["type"] == "missing" else repr(item.get("input"))
                 problems.append(Problem(item["msg"], where, key or None, found))
-    first = problems[0]
-    raise PlanError(
-        first.what,
-        where=first.where,
-        field=first.field,
-        found=first.found,
-        remedy=first.remedy,
-        problems=problems,
-    )
+    raise PlanError.of(problems)
 
 
 def keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:

@@ -122,16 +122,7 @@ def refuse_unusable(path: Path) -> None:
 def nothing_found(path: Path, problems: list[Problem]) -> InputError:
     """Why there is no study: what is there instead."""
     if any(problem.fatal for problem in problems):
-        first = next(problem for problem in problems if problem.fatal)
-        return InputError(
-            first.what,
-            where=first.where,
-            field=first.field,
-            found=first.found,
-            expected=first.expected,
-            remedy=first.remedy,
-            problems=problems,
-        )
+        return InputError.of(problems)
     if path.is_file() and image_stem(path) is None:
         what, found, remedy = (
             "neither an image nor a table",

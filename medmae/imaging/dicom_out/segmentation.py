@@ -92,15 +92,7 @@ def _check(labels: Volume, names: Mapping[int, str], frame: str) -> None:
         what = "labels and template are in different frames of reference"
         problems.append(Problem(what, field="FrameOfReferenceUID", remedy=remedy))
     if problems:
-        first = problems[0]
-        raise InputError(
-            first.what,
-            field=first.field,
-            found=first.found,
-            expected=first.expected,
-            remedy=first.remedy,
-            problems=problems,
-        )
+        raise InputError.of(problems)
 
 
 def _numbered(array: np.ndarray, names: Mapping[int, str]) -> np.ndarray:
