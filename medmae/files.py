@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import shutil
@@ -86,6 +87,12 @@ def replace_folder(path: Path, previous: Path, fill: Callable[[Path], object]) -
             flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def strict(data: Any) -> Any:

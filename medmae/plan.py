@@ -41,6 +41,11 @@ class Intensity(Section):
     high: float | None = None
     clip: float | None = Field(None, gt=0)  # standard deviations
 
+    @property
+    def has_background(self) -> bool:
+        """Whether 0 means background; elsewhere (CT, say) it is a value like another."""
+        return self.scheme == "zscore-nonzero"
+
     @model_validator(mode="after")
     def _window_has_bounds(self) -> Intensity:
         if self.scheme == "window" and (self.low is None or self.high is None or self.low >= self.high):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from medmae.errors import InputError, Problem
+from medmae.files import file_hash
 from medmae.imaging import nifti
 from medmae.imaging.dicom.opening import Opener, has_dicom
 from medmae.imaging.dicom.series import Series
@@ -57,8 +58,7 @@ def sha256(source: Source) -> str:
     """SHA-256 of a file's bytes; of a series, over the digest of each slice's file and its frame, in order of slices,
     so that it depends on no name. Raises OSError."""
     if not isinstance(source, Series):
-        with open(source, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_hash(source)
     whole = hashlib.sha256()
     with Opener() as opener:
         digests = []

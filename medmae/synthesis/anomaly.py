@@ -20,6 +20,7 @@ from medmae.imaging.space import to_model_space
 from medmae.imaging.volume import Volume
 from medmae.models.tokens import token_grid
 from medmae.synthesis.floors import foreground
+from medmae.synthesis.predicting import Wrapped
 from medmae.synthesis.volumes import pick_device
 from medmae.synthesis.windows import Synthesiser, predict_volume
 
@@ -28,16 +29,8 @@ _BLUR = 1.0  # voxels: a lesion is more than one voxel, noise is not
 _NORMAL = 1.4826  # times the median absolute deviation is the standard deviation of a normal distribution
 
 
-class Surrounded:
+class Surrounded(Wrapped):
     """A model that predicts one of the modalities it is given, each patch while that patch is hidden."""
-
-    def __init__(self, model: Synthesiser) -> None:
-        self.model = model
-        self.plan, self.metadata, self.grid_multiple = model.plan, model.metadata, model.grid_multiple
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return self.model.modalities
 
     def reconstruct(self, images: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
         """{target: (B, 1, D, H, W)} of one target that is among ``images``."""

@@ -176,7 +176,7 @@ def score_study(
     brain = brain_of(study, foreground(arrays))
     lesion = study.label(lesion_label) > 0 if lesion_label in study.labels else None
     truths = {m: Truth(arrays[m], brain) for m in wanted}
-    zscored = model.plan.image.intensity.scheme == "zscore-nonzero"
+    zscored = model.plan.image.intensity.has_background
     trust = calibration_of(model)
     for inputs in combinations(names):
         asked = [t for t in wanted if t not in inputs]

@@ -18,7 +18,7 @@ from medmae.plan import Intensity
 from medmae.synthesis.floors import Case
 from medmae.synthesis.layers import data_url, grey, middle, picture, shown_grid
 from medmae.synthesis.metrics import Score
-from medmae.synthesis.report import Target, has_background, model_facts, normalised_unit, panels_of
+from medmae.synthesis.report import Target, model_facts, normalised_unit, panels_of
 from medmae.synthesis.report_cohort import INDEX, Row, page_name, write_cohort
 from medmae.synthesis.report_page import write_page
 
@@ -77,7 +77,7 @@ class ScorePages:
         row: Mapping[str, Any],
     ) -> Target:
         made = resample(Volume(array.astype(np.float32), study.affine), grid).array
-        known = array != 0 if has_background(self.intensity) else np.ones(array.shape, bool)
+        known = array != 0 if self.intensity.has_background else np.ones(array.shape, bool)
         inside = resample(Volume(known, study.affine), grid).array
         score = Score(row["psnr"], row["ssim"], row["mae"], row["voxels"])
         unit, values = normalised_unit(self.intensity), np.where(inside, made, 0)
@@ -87,7 +87,7 @@ class ScorePages:
         used = {source for target in targets for source in target.sources}
         inputs = {m: values for m, values in shown.items() if m in used}
         file = page_name(name)
-        unit, background = normalised_unit(self.intensity), has_background(self.intensity)
+        unit, background = normalised_unit(self.intensity), self.intensity.has_background
         panels = panels_of(inputs, unit, targets, {}, background)
         write_page(self.out / file, name, panels, targets, grid, self._facts(), ())
         return file

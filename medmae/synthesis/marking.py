@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import medmae
+from medmae.files import file_hash
 from medmae.imaging.registration import Coregistered
 from medmae.synthesis.volumes import UNITS, Synthesis
 from medmae.synthesis.windows import Synthesiser
@@ -71,12 +71,6 @@ def provenance_of(model: Synthesiser, checkpoint: str | Path | Synthesiser) -> d
     if "refiner" in model.metadata:
         told["refiner_hash"] = model.metadata["refiner"]["sha256"]
     return {"version": f"medmae {medmae.__version__}", "checkpoint": told}
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def mark(kind: str, target: str | None, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,17 +95,25 @@ def moved(
     return changes
 
 
-class Thinned:
-    """A model that sees only some of the patches it is given, drawn anew for every batch from a seed."""
+class Wrapped:
+    """What a model that is shown its images in another way has in common with the model itself."""
 
-    def __init__(self, model: Synthesiser, share: float = HIDDEN) -> None:
-        self.model, self.share = model, share
+    def __init__(self, model: Synthesiser) -> None:
+        self.model = model
         self.plan, self.metadata, self.grid_multiple = model.plan, model.metadata, model.grid_multiple
-        self.generator = torch.Generator().manual_seed(_SEED)
 
     @property
     def modalities(self) -> tuple[str, ...]:
         return self.model.modalities
+
+
+class Thinned(Wrapped):
+    """A model that sees only some of the patches it is given, drawn anew for every batch from a seed."""
+
+    def __init__(self, model: Synthesiser, share: float = HIDDEN) -> None:
+        super().__init__(model)
+        self.share = share
+        self.generator = torch.Generator().manual_seed(_SEED)
 
     def reconstruct(self, images: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
         """{target: (B, 1, D, H, W)} from what stays of ``images``."""

@@ -30,11 +30,20 @@ from medmae.plan import Plan, Refining, Triple
 from medmae.progress import progress_callback
 from medmae.synthesis.familiar import remember
 from medmae.synthesis.floors import brain_of, foreground
-from medmae.synthesis.predicting import predict_study
+from medmae.synthesis.predicting import as_input, predict_study
 from medmae.synthesis.trust import Errors, calibrate
 from medmae.synthesis.windows import predict_volume
 from medmae.training.batches import sample_rng
-from medmae.training.checkpoint import FOLDER, facts_of, find_checkpoint, read_state, save_refined
+from medmae.training.checkpoint import (
+    FOLDER,
+    METADATA,
+    check_state,
+    facts_of,
+    find_checkpoint,
+    read_companion,
+    read_state,
+    save_refined,
+)
 from medmae.training.monitor import Monitor
 from medmae.training.pretrain import begin_run, make_fabric, open_cohort, split, stop_on_signal
 from medmae.training.schedules import parameter_groups, warmed
@@ -110,8 +119,8 @@ def finetune_synthesis(
         update={"training": plan.training.model_copy(update={"validation_share": settings.validation_share})}
     )
     training, validation = split(cohort, held, seed)
-    samples = {name: samples_of(studies, model, settings, seed) for name, studies in
-               (("training", training), ("validation", validation))}  # fmt: skip
+    parts = {"training": training, "validation": validation}
+    samples = {name: samples_of(studies, model, settings, seed) for name, studies in parts.items()}
     if not samples["training"]:
         raise InputError(
             "no training study has two of the model's modalities",
@@ -206,15 +215,10 @@ class Coarse:
         ``shown``, ``counted`` (M,) and ``inside`` bool."""
         names, absent = self.model.modalities, self.absent(sample)
         stored = cut(np.load(self.file(sample), mmap_mode="r"), corner, size).astype(np.float32)
-        values, spread, truth = (np.zeros((len(names), *size), np.float32) for _ in range(3))
-        for i, name in enumerate(names):
-            if name in sample.study.modalities:
-                truth[i] = sample.study.crop(name, corner, size)
-            if name in sample.shown:
-                values[i] = truth[i]
-            else:
-                at = absent.index(name)
-                values[i], spread[i] = stored[at], stored[len(absent) + at]
+        acquired = {m: sample.study.crop(m, corner, size) for m in names if m in sample.study.modalities}
+        coarse, spreads = (dict(zip(absent, part, strict=True)) for part in np.split(stored[:-1], 2))
+        values, spread = as_input(names, {m: acquired[m] for m in sample.shown}, coarse, spreads)
+        truth, _ = as_input(names, acquired, {}, {})
         return {
             "values": values,
             "spread": spread,
@@ -232,7 +236,7 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 def inside(given: dict[str, np.ndarray], model: MaskedAutoencoder) -> np.ndarray:
     """Where windows are run: not the background, where zero is one."""
-    if model.plan.image.intensity.scheme == "zscore-nonzero":
+    if model.plan.image.intensity.has_background:
         return foreground(given)
     return np.ones(next(iter(given.values())).shape, bool)
 
@@ -275,11 +279,9 @@ class Loop:
     def resume(self) -> None:
         folder = find_checkpoint(self.run)
         state = read_state(folder)
-        if state["fingerprint"] != self.fingerprint or state["seed"] != self.seed:
-            changed = "cohort" if state["fingerprint"] != self.fingerprint else "seed"
-            raise CheckpointError(f"a run continues with the {changed} it began with", where=folder)
-        found = medmae.load(self.run).companions["refiner"]
-        self.refiner.load_state_dict(found.state_dict())
+        check_state(state, self.fingerprint, self.seed, folder)
+        facts = json.loads((folder / METADATA).read_text(encoding="utf-8"))["refiner"]
+        self.refiner.load_state_dict(read_companion(folder, "refiner", facts).state_dict())
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
@@ -442,7 +444,7 @@ class Loop:
             on_progress(len(validation), len(validation), "")
         trust = calibrate(errors) if errors.pairs else None
         familiar = remember(self.model, training, self.fabric.device)
-        metrics = json.loads((self.run / FOLDER / "metadata.json").read_text())["refiner"]["metrics"]
+        metrics = json.loads((self.run / FOLDER / METADATA).read_text(encoding="utf-8"))["refiner"]["metrics"]
         self.save(metrics, {"calibration": None if trust is None else trust.to_json()}, {"familiar": familiar})
         return None if trust is None else trust.coverage
 

@@ -78,7 +78,7 @@ def write_report(
     ]
     shown = {m: resample(v, grid).array for m, v in inputs.items()}
     maps = {m: resample(v, grid).array for m, v in (anomaly or {}).items()}
-    panels = panels_of(shown, FILE_UNIT, targets, maps, has_background(intensity))
+    panels = panels_of(shown, FILE_UNIT, targets, maps, intensity.has_background)
     return write_page(path, name, panels, targets, grid, _facts(syntheses, provenance, hashes, registered), warnings)
 
 
@@ -88,11 +88,6 @@ def compare(synthesis: Synthesis, truth: Volume, intensity: Intensity) -> Score:
     (score,) = Truth(array, synthesis.foreground).scores(synthesis.array)
     assert score is not None  # the foreground is not empty: it is that of the inputs
     return score
-
-
-def has_background(intensity: Intensity) -> bool:
-    """Whether 0 means background; elsewhere (CT, say) it is a value like another."""
-    return intensity.scheme == "zscore-nonzero"
 
 
 def normalised_unit(intensity: Intensity) -> str:
@@ -153,7 +148,7 @@ def _target(
     synthesis: Synthesis, truth: Volume | None, uncertainty: Volume | None, grid: Grid, intensity: Intensity
 ) -> Target:
     made = resample(synthesis.volume, grid).array
-    known = _inside(synthesis.volume.array, has_background(intensity))
+    known = _inside(synthesis.volume.array, intensity.has_background)
     inside = resample(synthesis.volume.with_array(known), grid).array
     spread = None if uncertainty is None else resample(uncertainty, grid).array
     name, sources = synthesis.target, synthesis.sources

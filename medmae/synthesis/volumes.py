@@ -129,8 +129,7 @@ def _synthesise(
     like = reference.grid
     # The reference first, if it is an input: the model's space then has its axes, and its voxels stay what they are.
     study = to_model_space(dict(sorted(volumes.items(), key=lambda item: item[0] != name)), model.plan.image)
-    scheme = model.plan.image.intensity.scheme
-    seen = foreground(study.arrays) if scheme == "zscore-nonzero" else None
+    seen = foreground(study.arrays) if model.plan.image.intensity.has_background else None
     trust = calibration_of(model) if uncertainty else None
     predicted = predict_study(
         model, study.arrays, targets, foreground=seen, device=device, precision=precision, doubt=trust is not None

@@ -82,7 +82,7 @@ class Crops:
                 if m not in self.plan.modalities:
                     continue
                 whole = study.array(m)
-                masked = self.plan.image.intensity.scheme == "zscore-nonzero"
+                masked = self.plan.image.intensity.has_background
                 above = whole != 0 if masked else whole > whole.min()
                 for axis in range(3):
                     above = np.logical_or.reduceat(above, np.arange(0, above.shape[axis], _CELL), axis=axis)

@@ -7,7 +7,6 @@ kept as ``checkpoint-previous`` and used when the newest is damaged.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medmae.errors import CheckpointError
-from medmae.files import replace_folder
+from medmae.files import file_hash, replace_folder
 from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.refiner import Refiner
 from medmae.models.zoo import create
@@ -86,12 +85,6 @@ def write_weights(folder: Path, weights: Mapping[str, Tensor], metadata: dict[st
     save_file(tensors, folder / WEIGHTS)
     described = {**metadata, "weights_sha256": file_hash(folder / WEIGHTS)}
     (folder / METADATA).write_text(json.dumps(described, indent=2), encoding="utf-8")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -199,3 +192,15 @@ def read_state(folder: Path) -> dict[str, Any]:
             remedy="Start a new run with --init and this checkpoint.",
         ) from None
     return state
+
+
+def check_state(state: Mapping[str, Any], fingerprint: str, seed: int, folder: Path) -> None:
+    """Raise :class:`CheckpointError` when ``state`` is of a training on another cohort or with another seed."""
+    if state["fingerprint"] != fingerprint or state["seed"] != seed:
+        changed = "cohort" if state["fingerprint"] != fingerprint else "seed"
+        raise CheckpointError(
+            f"a run continues with the {changed} it began with",
+            where=folder,
+            found=f"another {changed}",
+            remedy="Restore it, or begin a new run with --init.",
+        )

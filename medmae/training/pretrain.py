@@ -42,6 +42,7 @@ from medmae.training.batches import Batch, Crops, prefetch, sample_rng, to_devic
 from medmae.training.checkpoint import (
     FOLDER,
     PREVIOUS,
+    check_state,
     facts_of,
     find_checkpoint,
     load_weights,
@@ -258,14 +259,7 @@ class Loop:
         """Continue from the newest whole checkpoint."""
         folder = find_checkpoint(self.run)
         state = read_state(folder)
-        if state["fingerprint"] != self.cohort.fingerprint or state["seed"] != self.seed:
-            changed = "cohort" if state["fingerprint"] != self.cohort.fingerprint else "seed"
-            raise CheckpointError(
-                f"a run continues with the {changed} it began with",
-                where=folder,
-                found=f"another {changed}",
-                remedy="Restore it, or begin a new run with --init.",
-            )
+        check_state(state, self.cohort.fingerprint, self.seed, folder)
         full = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self.fabric.world_size > 1)
         probe = create(self.plan)
         load_weights(probe, folder / "model.safetensors")

@@ -14,10 +14,10 @@ from torch import Tensor
 
 import medmae
 from medmae.errors import CheckpointError
-from medmae.files import explained, write_text
+from medmae.files import explained, file_hash, write_text
 from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import create
-from medmae.training.checkpoint import compare, facts_of, file_hash, read_checkpoint, save_checkpoint
+from medmae.training.checkpoint import compare, facts_of, read_checkpoint, save_checkpoint
 from medmae.weights import bm_mae, hi_end_mae, nnssl
 
 FAMILIES: tuple[ModuleType, ...] = (bm_mae, hi_end_mae, nnssl)

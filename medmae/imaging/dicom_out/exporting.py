@@ -67,7 +67,6 @@ def export_synthesis(
     """
     from medmae.imaging.dicom_out.writing import write_synthetic_mr
 
-    first = series[like].number
     with on_disk(series) as files:
         return write_synthetic_mr(
             volume,
@@ -78,5 +77,5 @@ def export_synthesis(
             source_modalities=list(sources),
             version=version,
             checkpoint_hash=checkpoint,
-            series_number=None if first is None else first * 100 + number,
+            place=number,
         )

@@ -60,6 +60,7 @@ def write_synthetic_mr(
     checkpoint_hash: str,
     source_modalities: Sequence[str] = (),
     series_number: int | None = None,
+    place: int = 1,
     created: datetime | None = None,
 ) -> list[Path]:
     r"""Write ``volume``, a synthesis of the modality ``target``, as a new series of MR Image objects, one a slice.
@@ -87,7 +88,8 @@ def write_synthetic_mr(
       readers apply. The window is in rescaled units, its function LINEAR_EXACT (C.11.2.1.3), as widths may be below 1.
 
     ``created``, if given, is written as Contribution DateTime; it makes the UIDs of each run new, so leave it out where
-    a repeated run must be recognised. ``series_number``: by default a hundred times the template's, plus one.
+    a repeated run must be recognised. ``series_number``: by default a hundred times the template's, plus
+    ``place``, which counts the series derived from it.
 
     Raises :class:`InputError`: templates and sources that are not one series each of one patient, a volume in another
     frame of reference, one whose rows and columns meet at no right angle, voxels that are not finite, a target that is
@@ -104,7 +106,8 @@ def write_synthetic_mr(
     pixels = quantise(stack.array)
 
     common = identity(pattern.header, pattern.images[0].raw)
-    _say_series(common, pattern, target, series_number, frame)
+    number = pattern.derived_number(place) if series_number is None else series_number
+    _say_series(common, pattern, target, number, frame)
     _say_origin(common, target, version, checkpoint_hash, source_modalities, created)
     _say_lossy(common, made_from)
     _say_mr(common)
@@ -151,11 +154,11 @@ def _frame(volume: Volume, template: SourceSeries) -> str:
     return frame
 
 
-def _say_series(dataset: Dataset, template: SourceSeries, target: str, series_number: int | None, frame: str) -> None:
+def _say_series(dataset: Dataset, template: SourceSeries, target: str, number: int, frame: str) -> None:
     """General Series, Frame of Reference and General Equipment modules."""
     dataset.SOPClassUID = MR_IMAGE_STORAGE
     dataset.Modality = "MR"
-    dataset.SeriesNumber = template.derived_number(1) if series_number is None else series_number
+    dataset.SeriesNumber = number
     dataset.SeriesDescription = series_description(target, is_unicode(dataset))
     position = plain(template.header, "PatientPosition")
     dataset.PatientPosition = position if position in PATIENT_POSITIONS else ""
