@@ -1,13 +1,14 @@
 """Where a study is not what its surroundings lead to expect: a heat map for lesions.
 
-Every modality that is there is predicted from the others, all visible, and from its own surroundings: its patches are
-hidden a quarter at a time, in an even lattice, and what the model says of each while it is hidden is put together. The
-residual in units of the study's own typical residual shows what the model did not expect: lesions, artefacts,
+Every modality that is there is predicted from the others and from its own surroundings: its patches are hidden a
+quarter at a time, in an even lattice, the others being visible there, and what the model says of each patch while it is
+hidden is put together. The residual in units of the study's own typical residual shows what the model did not expect: lesions, artefacts,
 operations, and edges that it cannot place to a voxel. Nothing here was trained on lesions.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,28 +31,31 @@ _NORMAL = 1.4826  # times the median absolute deviation is the standard deviatio
 
 
 class Surrounded(Wrapped):
-    """A model that predicts one of the modalities it is given, each patch while that patch is hidden."""
+    """A model that predicts what it is given, each patch while that patch is hidden and the others' are not.
+
+    Where one modality hides a quarter of its patches, each other hides another quarter (up to ``PARTS`` modalities),
+    so a few passes do for all of them, and as much stays visible as in training.
+    """
 
     def reconstruct(self, images: Mapping[str, Tensor], targets: Sequence[str]) -> dict[str, Tensor]:
-        """{target: (B, 1, D, H, W)} of one target that is among ``images``."""
-        (target,) = targets
+        """{target: (B, 1, D, H, W)}, the targets being all of ``images``."""
         model: Any = self.model
-        first = images[target]
+        first = next(iter(images.values()))
         cell = model.mask_unit
-        part = lattice(token_grid(tuple(first.shape[2:]), cell))
-        whole = torch.zeros_like(first)
-        for number in range(PARTS):
-            hidden = (part == number).to(first.device)
-            if not bool(hidden.any()):
-                continue
-            shown = torch.zeros_like(hidden)
-            mask = {m: (hidden if m == target else shown).expand(len(first), *hidden.shape) for m in images}
-            said = model(dict(images), mask=mask, return_prediction=True).prediction[target]
-            voxels = hidden
-            for axis, size in enumerate(cell):
-                voxels = voxels.repeat_interleave(size, axis)
-            whole = torch.where(voxels, said.to(whole.dtype), whole)
-        return {target: whole}
+        part = lattice(token_grid(tuple(first.shape[2:]), cell)).to(first.device)
+        # More modalities than parts take turns, so that none of them hides the same place as another.
+        groups = [list(targets)[i : i + PARTS] for i in range(0, len(targets), PARTS)]
+        whole = {m: torch.zeros_like(first) for m in targets}
+        shown = torch.zeros_like(part, dtype=torch.bool)
+        for group, number in itertools.product(groups, range(PARTS)):
+            hidden = {m: part == (number + turn) % PARTS for turn, m in enumerate(group)}
+            mask = {m: hidden.get(m, shown).expand(len(first), *part.shape) for m in images}
+            said = model(dict(images), mask=mask, return_prediction=True).prediction
+            for m, where in hidden.items():
+                for axis, size in enumerate(cell):
+                    where = where.repeat_interleave(size, axis)
+                whole[m] = torch.where(where, said[m].to(whole[m].dtype), whole[m])
+        return whole
 
 
 def lattice(grid: Sequence[int]) -> Tensor:
@@ -70,16 +74,18 @@ def residuals(
 ) -> dict[str, np.ndarray]:
     """{modality: (D, H, W) float32}, the image minus what was expected, in robust standard deviations of this residual
     over ``foreground`` (bool); 0 outside."""
-    found = {}
-    for name in arrays:
-        expected = predict_volume(
-            Surrounded(model), arrays, [name], foreground=foreground, device=device, precision=precision
-        ).arrays[name]
-        residual = np.where(foreground, arrays[name] - expected, 0).astype(np.float32)
-        inside = residual[foreground]
-        scale = _NORMAL * float(np.median(np.abs(inside - np.median(inside)))) if inside.size else 1.0
-        found[name] = residual / max(scale, 1e-3)
-    return found
+    expected = predict_volume(
+        Surrounded(model), arrays, list(arrays), foreground=foreground, device=device, precision=precision
+    ).arrays
+    return {m: in_units(np.where(foreground, arrays[m] - expected[m], 0), foreground) for m in arrays}
+
+
+def in_units(residual: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+    """``residual`` over its robust standard deviation in ``foreground``, float32."""
+    inside = residual[foreground]
+    scale = _NORMAL * float(np.median(np.abs(inside - np.median(inside)))) if inside.size else 1.0
+    scaled: np.ndarray = (residual / max(scale, 1e-3)).astype(np.float32)
+    return scaled
 
 
 def anomaly_of(

@@ -135,6 +135,17 @@ def test_a_heat_map_shows_what_was_not_expected_and_each_patch_is_hidden_once() 
     assert found["t2"][11:15, 11:15, 11:15].mean() == pytest.approx(20, rel=0.1)
     warm = heat(found, seen)
     assert warm[12:14, 12:14, 12:14].min() > 5 * np.median(warm) and 0.8 < np.median(warm) < 1.2
-    of_t1 = [m for m in model.__dict__["masks"] if m["t1"].any()]
-    assert all(not m["t2"].any() for m in of_t1)
-    assert torch.stack([m["t1"].float() for m in of_t1]).sum(0).eq(1).all()
+    masks = model.__dict__["masks"]
+    assert len(masks) == PARTS
+    assert not any((m["t1"] & m["t2"]).any() for m in masks)
+    for name in arrays:
+        assert torch.stack([m[name].float() for m in masks]).sum(0).eq(1).all()
+
+
+def test_with_many_modalities_the_others_are_visible_where_one_is_hidden() -> None:
+    names = [f"m{i}" for i in range(PARTS + 2)]
+    model = Expecting(plan(modalities=names, overlap=0.0))
+    arrays = dict.fromkeys(names, np.random.default_rng(0).normal(size=(32, 32, 32)).astype(np.float32))
+    residuals(model, arrays, foreground=np.ones((32, 32, 32), bool))
+    hidden = torch.stack([torch.stack([m[n] for n in names]) for m in model.__dict__["masks"]])
+    assert hidden.sum(1).le(1).all() and hidden.sum(0).eq(1).all()
