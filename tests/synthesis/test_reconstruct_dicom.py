@@ -17,7 +17,11 @@ from medmae.imaging.dicom.finding import find_series
 from medmae.imaging.dicom_out.exporting import on_disk
 from medmae.imaging.nifti import read_nifti
 from medmae.synthesis.reconstruct import reconstruct
-from tests.cohort.test_dicom import study, synthesiser
+from medmae.synthesis.trust import Errors, calibrate
+from tests.cohort.test_dicom import SECRET, TIMES, plant, study, synthesiser
+from tests.imaging.dicom.build import Builder, phantom
+from tests.imaging.dicom_out.test_writing import PATIENT_MODULE
+from tests.synthesis.test_predicting import model_of
 
 
 def zipped(folder: Path) -> Path:
@@ -62,6 +66,41 @@ def test_a_heat_map_is_a_series_of_its_own(tmp_path: Path) -> None:
     assert [path.name.partition("_")[2] for path in made.written] == ["flair", "anomaly"]
     numbers = [pydicom.dcmread(next(path.iterdir())).SeriesNumber for path in made.written]
     assert numbers == [101, 102]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_planted_name_stays_in_the_patient_module_of_all_that_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    builder = Builder(tmp_path / "in")
+    for name in ("t1", "t2"):
+        builder.classic(name, phantom((20, 16, 12)), change=plant, **TIMES[name])
+    model, errors = model_of("bm-mae"), Errors()
+    rng = np.random.default_rng(0)
+    for subject in "ab":
+        errors.add(subject, "flair", 2, rng.random(4000), rng.random(4000))
+    model.metadata["calibration"] = calibrate(errors).to_json()
+    caplog.set_level(0)
+    caplog.clear()  # pydicom quoted the values as they were planted
+    capfd.readouterr()
+    out = tmp_path / "out"
+    made = reconstruct(
+        tmp_path / "in", model, out, targets=["flair"], format="dicom", report=True, anomaly=True, device="cpu"
+    )
+    assert sorted(path.name.partition("_")[2] for path in made.written) == ["anomaly", "flair", "flair_uncertainty"]
+    assert SECRET not in "".join([str(made), str(made.to_json()), caplog.text, *capfd.readouterr()])
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".dcm", ".json", ".html"}
+    for file in files:
+        assert SECRET not in str(file)
+        if file.suffix == ".dcm":
+            header = pydicom.dcmread(file)
+            assert SECRET in str(header.PatientName)
+            for name in PATIENT_MODULE:
+                if name in header:
+                    delattr(header, name)
+            header.save_as(file)
+        assert SECRET.lower().encode() not in file.read_bytes().lower(), file.name
 
 
 def test_dicom_comes_out_only_where_it_goes_in(tmp_path: Path) -> None:
