@@ -2,8 +2,8 @@
 
 Every modality that is there is predicted from the others and from its own surroundings: its patches are hidden a
 quarter at a time, in an even lattice, the others being visible there, and what the model says of each patch while it is
-hidden is put together. The residual in units of the study's own typical residual shows what the model did not expect: lesions, artefacts,
-operations, and edges that it cannot place to a voxel. Nothing here was trained on lesions.
+hidden is put together. The residual in units of the study's own typical residual shows what the model did not expect:
+lesions, artefacts, operations, and edges that it cannot place to a voxel. Nothing here was trained on lesions.
 """
 
 from __future__ import annotations
