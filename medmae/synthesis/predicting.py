@@ -6,6 +6,7 @@ Everything here is in the model's space. Calibrated intervals are :mod:`medmae.s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from medmae.models.tokens import token_grid
 from medmae.synthesis.windows import Synthesiser, Windowed, predict_volume
 
 HIDDEN = 0.25  # share of the given patches that one of the passes does without
-_TILE = 128  # voxels along the edge of what the refiner sees at once
+_TILE = 128  # voxels along the edge of what the refiner sees at once, at most
+_OVERLAP = 0.25  # of neighbouring tiles: at its edge one knows less of its surroundings
 _SEED = 5
 
 
@@ -154,14 +156,20 @@ def refine(
 
     whole = torch.from_numpy(np.concatenate([values, spread]))[None]
     with torch.inference_mode():
-        size = [min(_TILE, n) for n in whole.shape[2:]]
-        # A tile's edge knows less of its surroundings: a quarter of it overlaps, and the Gaussian blends it out.
+        size = [tile(n) for n in whole.shape[2:]]
         made: Any = sliding_window_inference(
-            whole, size, 1, run, overlap=0.25, mode="gaussian", sw_device=device, device=torch.device("cpu")
+            whole, size, 1, run, overlap=_OVERLAP, mode="gaussian", sw_device=device, device=torch.device("cpu")
         )
     refined, scale = made[0].numpy().reshape(2, count, *whole.shape[2:])
     rows = {m: i for i, m in enumerate(names) if m in coarse.arrays}
     return {m: refined[i] for m, i in rows.items()}, {m: scale[i] for m, i in rows.items()}
+
+
+def tile(size: int) -> int:
+    """The smallest edge with which as few tiles cover ``size`` voxels as with the largest one allowed."""
+    apart = 1 - _OVERLAP
+    count = max(1, math.ceil((size - _OVERLAP * _TILE) / (apart * _TILE)))
+    return min(size, _TILE, 4 * math.ceil(size / (count * apart + _OVERLAP) / 4))  # whole voxels apart
 
 
 def as_input(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import medmae
 from medmae.models.refiner import Refiner
 from medmae.plan import Plan, Refining
 from medmae.synthesis.anomaly import PARTS, heat, lattice, residuals
-from medmae.synthesis.predicting import HIDDEN, Thinned, predict_study, refine
+from medmae.synthesis.predicting import HIDDEN, Thinned, predict_study, refine, tile
 from medmae.synthesis.windows import patch_shifts, predict_volume
 from tests.synthesis.fakes import Linear, plan
 from tests.training.conftest import PLAN
@@ -70,6 +72,16 @@ def test_the_refiner_sees_every_absent_modality_and_changes_the_ones_asked_for()
         refined, _ = refiner(values, torch.tensor([[True, False, True, False]]), spread[None])
     assert after.arrays["flair"] == pytest.approx(refined[0, 3].numpy(), abs=1e-5)
     assert set(refine(refiner, arrays, after.coarse)[1]) == {"t1c", "flair"}
+
+
+def test_tiles_are_as_few_as_they_can_be_and_no_larger_than_that_needs() -> None:
+    def tiles(size: int, edge: int) -> int:  # along an axis, a quarter shared: MONAI's rule
+        return 1 if size <= edge else math.ceil((size - edge) / (edge * 0.75)) + 1
+
+    for size in range(8, 700):
+        edge = tile(size)
+        assert edge <= min(size, 128) and tiles(size, edge) == tiles(size, 128)
+        assert edge == size or tiles(size, edge - 8) > tiles(size, edge)
 
 
 @pytest.mark.parametrize("method", list(METHODS))
