@@ -50,6 +50,7 @@ class BenchmarkResult:
     alone take; the device's peak on a GPU. ``loader``, ``loop`` {"store" | "device memory": samples/s}: crops alone,
     and training with crops and augmentation. ``reconstruction_seconds``: one absent modality of a whole study of
     ``study_shape`` voxels, in ``reconstruction_precision``; None for methods that do not synthesise.
+    ``refined_seconds``: the same with a refiner and the uncertainty, as after ``medmae finetune synthesis``.
     """
 
     plan: str
@@ -67,6 +68,7 @@ class BenchmarkResult:
     loop: dict[str, float]
     study_shape: Triple
     reconstruction_seconds: float | None
+    refined_seconds: float | None
     reconstruction_precision: str
     machine: dict[str, str] = field(default_factory=dict)
 
@@ -115,6 +117,7 @@ class BenchmarkResult:
         if self.reconstruction_seconds is not None:
             precision = named(self.reconstruction_precision)
             text = f"{self.reconstruction_seconds:.3g} s for one modality of {shape} voxels, {precision}"
+            text += f"; {self.refined_seconds:.3g} s refined and with its uncertainty"
             rows.append(("reconstruction", text))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
@@ -166,6 +169,7 @@ def benchmark(
         loader, loop = loading(plan, cohort, fabric, Path(folder), seconds)
         log.info("Reconstruction of a whole study")
         whole = reconstruction_seconds(plan, studies[0], fabric.device, synthesis)
+        refined = reconstruction_seconds(plan, studies[0], fabric.device, synthesis, refined=True)
     return BenchmarkResult(
         plan=plan.name,
         plan_hash=plan.hash(),
@@ -182,6 +186,7 @@ def benchmark(
         loop=loop,
         study_shape=shape,
         reconstruction_seconds=whole,
+        refined_seconds=refined,
         reconstruction_precision=synthesis,
         machine=machine(fabric.device),
     )

@@ -28,8 +28,10 @@ from medmae.errors import InputError, MedmaeError
 from medmae.imaging.nifti import write_nifti
 from medmae.imaging.volume import Volume
 from medmae.models.base import MaskedAutoencoder
+from medmae.models.refiner import Refiner
 from medmae.models.zoo import create
 from medmae.plan import Plan, Triple
+from medmae.synthesis.trust import LEVELS, Calibration
 from medmae.synthesis.volumes import reconstruct_volumes
 from medmae.training.batches import prefetch
 from medmae.training.pretrain import Loop, make_fabric
@@ -261,17 +263,24 @@ def mean_seconds(call: Callable[[], object], device: torch.device, seconds: floa
     return (time.perf_counter() - begun) / calls
 
 
-def reconstruction_seconds(plan: Plan, study: dict[str, Volume], device: torch.device, precision: str) -> float | None:
+def reconstruction_seconds(
+    plan: Plan, study: dict[str, Volume], device: torch.device, precision: str, refined: bool = False
+) -> float | None:
     """Seconds from the volumes of all modalities but the last to the last, on the study's own grid; None when the
-    method does not synthesise, or knows one modality only."""
+    method does not synthesise, or knows one modality only. ``refined``: as from ``medmae finetune synthesis``, with a
+    refiner and the uncertainty."""
     model = create(plan)
     target = plan.modalities[-1]
     if len(plan.modalities) == 1 or type(model).reconstruct is MaskedAutoencoder.reconstruct:
         return None
+    if refined:
+        model.companions["refiner"] = Refiner(plan.modalities, plan.refining)
+        anything = dict.fromkeys(["doubt", *map(str, LEVELS)], [0.0, 1.0])
+        model.metadata["calibration"] = Calibration({target: anything}, None, 0).to_json()
     volumes = {name: volume for name, volume in study.items() if name != target}
     for _ in range(2 if device.type == "cuda" else 1):  # a GPU is warmed up
         begun = time.perf_counter()
-        reconstruct_volumes(model, volumes, [target], device=device, precision=precision)
+        reconstruct_volumes(model, volumes, [target], device=device, precision=precision, uncertainty=refined)
         taken = time.perf_counter() - begun
     return taken
 

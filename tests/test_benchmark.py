@@ -64,6 +64,7 @@ def test_every_part_is_measured(result: BenchmarkResult) -> None:
     measured = [*result.peak_flops.values(), result.step_seconds, *result.loader.values(), *result.loop.values()]
     assert min(measured) > 0
     assert result.reconstruction_seconds is not None and result.reconstruction_seconds > 0
+    assert result.refined_seconds is not None and result.refined_seconds > 0
 
 
 def test_rates_follow_from_each_other(result: BenchmarkResult) -> None:

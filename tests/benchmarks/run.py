@@ -251,6 +251,7 @@ def parts(args: argparse.Namespace, folder: Path) -> list[Row]:
         if found.reconstruction_seconds is not None:
             shape = " x ".join(map(str, found.study_shape))
             rows.append(Row(f"{label}: whole-volume synthesis, {shape}", "s", found.reconstruction_seconds))
+            rows.append(Row(f"{label}: the same, refined and with its uncertainty", "s", found.refined_seconds))
     return rows
 
 
