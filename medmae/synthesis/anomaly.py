@@ -20,8 +20,7 @@ from medmae.errors import InputError
 from medmae.imaging.space import to_model_space
 from medmae.imaging.volume import Volume
 from medmae.models.tokens import token_grid
-from medmae.synthesis.floors import foreground
-from medmae.synthesis.predicting import Wrapped
+from medmae.synthesis.predicting import Wrapped, inside
 from medmae.synthesis.volumes import pick_device
 from medmae.synthesis.windows import Synthesiser, predict_volume
 
@@ -101,7 +100,7 @@ def anomaly_of(
             expected=f"at least one of {', '.join(model.modalities)}",
         )
     study = to_model_space(known, model.plan.image)
-    seen = foreground(study.arrays)
+    seen = inside(study.arrays, model)
     chosen = pick_device(device)
     if isinstance(model, torch.nn.Module):
         model.to(chosen).eval()

@@ -97,11 +97,13 @@ class Work:
                 uncertainty=self.uncertainty,
             )
         strange = self.strange(syntheses)
+        doubts = self.doubts(strange)
+        self.result.warnings += doubts
         for target, synthesis in syntheses.items():
             self.write(target, synthesis, strange)
         heat = self.write_anomaly(volumes, reference) if self.anomaly else {}
         if self.report and syntheses:
-            self.write_page(volumes, syntheses, strange, heat)
+            self.write_page(volumes, syntheses, doubts, heat)
 
     def read(self) -> dict[str, Volume]:
         """The images that the model knows, and the reference, in the model's order."""
@@ -121,9 +123,9 @@ class Work:
         return [t for t in self.targets if t != alone]
 
     def strange(self, syntheses: Mapping[str, Synthesis]) -> dict[str, float]:
-        """How unlike training each image is; beyond the limit a warning."""
+        """How unlike training each image is."""
         from medmae.models.base import MaskedAutoencoder
-        from medmae.synthesis.familiar import LIMIT, InMemory, strangeness
+        from medmae.synthesis.familiar import InMemory, strangeness
 
         model = self.model
         found: dict[str, float] = {}
@@ -133,20 +135,25 @@ class Work:
             inside = {m: a for m, a in synthesis.study.arrays.items() if m not in found}
             case = InMemory(self.study.id, inside, synthesis.study.grid.affine)
             found |= strangeness(model, case, pick_device(self.device)) if inside else {}
-        for modality, value in found.items():
-            if value > LIMIT:
-                self.result.warnings.append(
-                    Problem(
-                        "unlike the images that the model was trained on: its synthesis was never checked on such",
-                        self.study.id,
-                        modality,
-                        found=f"{value:.1f} times the farthest training image's distance to its nearest other",
-                        expected=f"at most {LIMIT}",
-                        remedy="Look at the image and at the synthesis before using it.",
-                        fatal=False,
-                    )
-                )
         return found
+
+    def doubts(self, strange: Mapping[str, float]) -> list[Problem]:
+        """A warning of each image that is too unlike training."""
+        from medmae.synthesis.familiar import LIMIT
+
+        return [
+            Problem(
+                "unlike the images that the model was trained on: its synthesis was never checked on such",
+                self.study.id,
+                modality,
+                found=f"{value:.1f} times the farthest training image's distance to its nearest other",
+                expected=f"at most {LIMIT}",
+                remedy="Look at the image and at the synthesis before using it.",
+                fatal=False,
+            )
+            for modality, value in strange.items()
+            if value > LIMIT
+        ]
 
     def write(self, target: str, synthesis: Synthesis, strange: Mapping[str, float]) -> None:
         """The synthesis and, where it is known, its uncertainty, each with its side-car."""
@@ -184,11 +191,10 @@ class Work:
         self,
         volumes: Mapping[str, Volume],
         syntheses: Mapping[str, Synthesis],
-        strange: Mapping[str, float],
+        doubts: Sequence[Problem],
         heat: Mapping[str, Volume],
     ) -> None:
         """The page of the study."""
-        from medmae.synthesis.familiar import LIMIT
         from medmae.synthesis.report import write_report
         from medmae.synthesis.report_cohort import page_name
 
@@ -204,12 +210,7 @@ class Work:
             uncertainty={t: s.uncertainty for t, s in syntheses.items() if s.uncertainty is not None},
             anomaly=heat,
             registered=self.registered,
-            warnings=[
-                f"{modality} is unlike the images that the model was trained on ({value:.1f} times the farthest of "
-                "them): its synthesis was never checked on such."
-                for modality, value in strange.items()
-                if value > LIMIT
-            ],
+            warnings=[f"{p.field}: {p.what} ({p.found})." for p in doubts],
         )
         self.result.reports.append(page)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from medmae.models.refiner import Refiner
 from medmae.models.tokens import token_grid
+from medmae.synthesis.floors import foreground
 from medmae.synthesis.windows import Synthesiser, Windowed, predict_volume
 
 HIDDEN = 0.25  # share of the given patches that one of the passes does without
@@ -33,6 +34,13 @@ class Predicted:
     arrays: dict[str, np.ndarray]
     doubt: dict[str, np.ndarray] | None
     coarse: Windowed
+
+
+def inside(arrays: Mapping[str, np.ndarray], model: Synthesiser) -> np.ndarray:
+    """(D, H, W) bool, what is worth predicting: not the background, where zero is one."""
+    if model.plan.image.intensity.has_background:
+        return foreground(arrays)
+    return np.ones(next(iter(arrays.values())).shape, bool)
 
 
 def refiner_of(model: Synthesiser) -> Refiner | None:

@@ -29,8 +29,8 @@ from medmae.models.refiner import Refiner, refining_loss
 from medmae.plan import Plan, Refining, Triple
 from medmae.progress import progress_callback
 from medmae.synthesis.familiar import remember
-from medmae.synthesis.floors import brain_of, foreground
-from medmae.synthesis.predicting import as_input, predict_study
+from medmae.synthesis.floors import brain_of
+from medmae.synthesis.predicting import as_input, inside, predict_study
 from medmae.synthesis.trust import Errors, calibrate
 from medmae.synthesis.windows import predict_volume
 from medmae.training.batches import sample_rng
@@ -232,13 +232,6 @@ class Coarse:
 def save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as stream:
         np.save(stream, array)
-
-
-def inside(given: dict[str, np.ndarray], model: MaskedAutoencoder) -> np.ndarray:
-    """Where windows are run: not the background, where zero is one."""
-    if model.plan.image.intensity.has_background:
-        return foreground(given)
-    return np.ones(next(iter(given.values())).shape, bool)
 
 
 def cut(array: np.ndarray, corner: Sequence[int], size: Triple) -> np.ndarray:
