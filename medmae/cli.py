@@ -401,6 +401,10 @@ def finetune_synthesis(
             "--set", metavar="KEY=VALUE", help="Change a field of the plan's refining section.", show_default=False
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Begin with the refiner of another such run.", show_default=False),
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop earlier.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where a training stopped.")] = False,
     device: Device = "auto",
@@ -413,6 +417,7 @@ def finetune_synthesis(
         checkpoint,
         out,
         overrides=settings or (),
+        init=init,
         max_steps=max_steps,
         device=device,
         precision=precision,

@@ -2,8 +2,8 @@
 
 The pre-trained model stays as it is. What it says of each training study, for some combinations of given modalities, is
 computed once, over whole volumes as in use, and kept in ``OUT/coarse``; the refiner learns from crops of that. At the
-end the intervals are calibrated on the validation studies, and the training cohort is remembered by its features, so
-that a study unlike it is noticed.
+end the weights that did best on the validation studies stay, the intervals are calibrated on those studies, and the
+training cohort is remembered by its features, so that a study unlike it is noticed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from medmae.synthesis.trust import Errors, calibrate
 from medmae.synthesis.windows import predict_volume
 from medmae.training.batches import sample_rng
 from medmae.training.checkpoint import (
-    FOLDER,
     METADATA,
     check_state,
     facts_of,
@@ -53,9 +52,9 @@ _CHOICE, _CROP, _ORDER = 11, 12, 13  # purposes of random numbers
 
 @dataclass
 class RefinedRun:
-    """What a refining left: ``run`` folder, ``steps`` done, last ``metrics`` (mean absolute error of the validation
-    studies, ``validation_coarse`` before and ``validation_l1`` after refining), ``coverage`` {level: share} of the
-    calibrated intervals, studies left out."""
+    """What a refining left: ``run`` folder, ``steps`` done, ``metrics`` of the weights that stayed (mean absolute error
+    of the validation studies, ``validation_coarse`` before and ``validation_l1`` after refining), ``coverage`` {level:
+    share} of the calibrated intervals, studies left out and what is doubtful."""
 
     run: Path
     steps: int
@@ -84,6 +83,7 @@ def finetune_synthesis(
     out: str | Path,
     *,
     overrides: Sequence[str] = (),
+    init: str | Path | None = None,
     max_steps: int | None = None,
     device: str = "auto",
     precision: str | None = None,
@@ -94,10 +94,12 @@ def finetune_synthesis(
     """Train a refiner for ``checkpoint`` on ``data`` (a prepared cohort or any layout) and calibrate its intervals.
 
     ``out`` becomes a run that everything takes as a checkpoint: the model unchanged, the refiner, the calibration.
-    ``overrides``: ``key=value`` for the plan's ``refining`` section. The subjects held back for validation are those
+    ``overrides``: ``key=value`` for the plan's ``refining`` section. ``init``: begin with the refiner of another such
+    run, for a cohort too small to learn one from. The subjects held back for validation are those
     that pre-training held back, and more, when the data and the seed are the same; calibrate on subjects that
     pre-training saw, and the intervals may be too narrow. ``resume`` continues ``out``; a seed gives the same run.
-    Raises :class:`MedmaeError` for a model that cannot synthesise and for data without two modalities in one study.
+    Raises :class:`MedmaeError` for a model that cannot synthesise, data without two modalities in one study, and an
+    ``init`` without a refiner of these modalities and sizes.
     """
     model = medmae.load(checkpoint)
     full = [o if o.startswith("refining.") else f"refining.{o}" for o in overrides]
@@ -133,15 +135,42 @@ def finetune_synthesis(
     with progress_callback("predicting", progress) as report:
         coarse.make([*samples["training"], *samples["validation"]], fabric.device, arithmetic, report)
     loop = Loop(fabric, model, plan, run, coarse, samples, seed, cohort.fingerprint)
+    if init is not None:
+        loop.begin_with(init)
     if resume:
         loop.resume()
     total = settings.epochs * settings.steps_per_epoch
     metrics, interrupted = loop.train(total if max_steps is None else min(max_steps, total), progress)
     result = RefinedRun(run, loop.step, metrics, None, problems, interrupted)
     if not interrupted:
+        result.metrics |= loop.keep_best()
+        if result.metrics.get("validation_l1", 0) > result.metrics.get("validation_coarse", 0):
+            result.problems.append(unrefined(run, result.metrics))
         with progress_callback("calibrating", progress) as report:
-            result.coverage = loop.finish(training, samples["validation"], arithmetic, report)
+            result.coverage = loop.finish(training, samples["validation"], result.metrics, arithmetic, report)
     return result
+
+
+def unrefined(run: Path, metrics: dict[str, float]) -> Problem:
+    before, after = metrics["validation_coarse"], metrics["validation_l1"]
+    return Problem(
+        "refining did not bring the validation studies nearer to their truth",
+        str(run),
+        found=f"mean absolute error {before:.3f} sd before, {after:.3f} after",
+        remedy="Refine on more studies, or begin with the refiner of a larger cohort (--init).",
+        fatal=False,
+    )
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights that did best on the validation studies: ``error``, the validation's absolute error and weighted
+    1 - SSIM; the ``step`` and all its ``metrics``."""
+
+    error: float
+    step: int
+    metrics: dict[str, float]
+    weights: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -229,6 +258,10 @@ class Coarse:
         }
 
 
+def weights_of(refiner: Refiner) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in refiner.state_dict().items()}
+
+
 def save_array(path: Path, array: np.ndarray) -> None:
     with path.open("wb") as stream:
         np.save(stream, array)
@@ -266,17 +299,36 @@ class Loop:
         groups = parameter_groups(self.refiner, plan.refining.weight_decay)
         self.network, self.optimizer = fabric.setup(self.refiner, torch.optim.AdamW(groups, plan.refining.lr))
         self.step = 0
+        self.best: Best | None = None
+        self.last_weights: dict[str, Tensor] | None = None
         ids = {name: sorted({s.study.id for s in some}) for name, some in samples.items()}
         write_text(run / "split.json", json.dumps({**ids, "seed": seed}, indent=2))
+
+    def begin_with(self, init: str | Path) -> None:
+        """Take over the refiner of the run ``init``."""
+        folder = find_checkpoint(Path(init))
+        facts = json.loads((folder / METADATA).read_text(encoding="utf-8")).get("refiner")
+        mine = (list(self.model.modalities), self.settings.width, self.settings.levels)
+        theirs = facts and (list(facts["modalities"]), facts["settings"]["width"], facts["settings"]["levels"])
+        if theirs != mine:
+            raise CheckpointError(
+                "its refiner is none that this one can begin with",
+                where=folder,
+                field="modalities, width, levels",
+                found=theirs or "no refiner",
+                expected=mine,
+                remedy="Begin with a run of `medmae finetune synthesis` of the same modalities, width and levels.",
+            )
+        self.refiner.load_state_dict(read_companion(folder, "refiner", facts).state_dict())
 
     def resume(self) -> None:
         folder = find_checkpoint(self.run)
         state = read_state(folder)
         check_state(state, self.fingerprint, self.seed, folder)
-        facts = json.loads((folder / METADATA).read_text(encoding="utf-8"))["refiner"]
-        self.refiner.load_state_dict(read_companion(folder, "refiner", facts).state_dict())
+        self.refiner.load_state_dict(state["last_weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.best = Best(**state["best"]) if state["best"] else None
 
     def train(self, last: int, progress: bool) -> tuple[dict[str, float], bool]:
         """Optimise until step ``last``; the last metrics, and whether a signal cut it short."""
@@ -284,6 +336,8 @@ class Loop:
         every = max(1, self.settings.epochs // 8) * per_epoch
         monitor = Monitor(self.run, self.step, last, per_epoch, progress, True)
         self.network.train()
+        if self.step == 0 and self.samples["validation"]:  # what it begins with may be the best there will be
+            self.note_best(self.validate())
         with stop_on_signal() as stopped, monitor:
             while self.step < last and not stopped.is_set():
                 self.optimize(monitor)
@@ -292,7 +346,9 @@ class Loop:
                     monitor.flush(self.rate(self.step - 1))
                 if done or self.step % every == 0:
                     if self.samples["validation"]:
-                        monitor.validation(self.step, self.validate())
+                        found = self.validate()
+                        self.note_best(found)
+                        monitor.validation(self.step, found)
                     self.preview()
                     monitor.flush(self.rate(self.step - 1))
                     self.save(monitor.latest)
@@ -369,6 +425,19 @@ class Loop:
         self.network.train()
         return {name: float(np.mean(values)) for name, values in found.items()}
 
+    def note_best(self, found: dict[str, float]) -> None:
+        error = found["validation_l1"] + self.settings.ssim * found["validation_ssim"]
+        if self.best is None or error < self.best.error:
+            self.best = Best(error, self.step, found, weights_of(self.refiner))
+
+    def keep_best(self) -> dict[str, float]:
+        """The best weights become the refiner; their metrics, nothing without validation studies."""
+        if self.best is None:
+            return {}
+        self.last_weights = weights_of(self.refiner)  # what a longer training would go on with
+        self.refiner.load_state_dict(self.best.weights)
+        return self.best.metrics
+
     @torch.no_grad()
     def preview(self) -> None:
         """``previews/step-N.png``: of one sample, what is predicted before and after, the truth, the doubt."""
@@ -399,6 +468,7 @@ class Loop:
             "modalities": list(self.model.modalities),
             "settings": self.settings.model_dump(mode="json"),
             "step": self.step,
+            "best_step": self.best.step if self.best else None,
             "metrics": metrics,
             "data": {
                 "fingerprint": self.fingerprint,
@@ -411,6 +481,8 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "seed": self.seed,
             "fingerprint": self.fingerprint,
+            "best": vars(self.best) if self.best else None,
+            "last_weights": self.last_weights or weights_of(self.refiner),
         }
         before = {k: v for k, v in self.model.metadata.items() if k not in ("familiar", "calibration")}
         metadata = {**facts_of(self.plan), **before, "plan": self.plan.model_dump(mode="json")}
@@ -423,6 +495,7 @@ class Loop:
         self,
         training: Sequence[PreparedStudy],
         validation: Sequence[Sample],
+        metrics: dict[str, float],
         precision: str,
         on_progress: Callable[[int, int, str], None] | None,
     ) -> dict[str, float] | None:
@@ -437,8 +510,7 @@ class Loop:
             on_progress(len(validation), len(validation), "")
         trust = calibrate(errors) if errors.pairs else None
         familiar = remember(self.model, training, self.fabric.device)
-        metrics = json.loads((self.run / FOLDER / METADATA).read_text(encoding="utf-8"))["refiner"]["metrics"]
-        self.save(metrics, {"calibration": None if trust is None else trust.to_json()}, {"familiar": familiar})
+        self.save(dict(metrics), {"calibration": None if trust is None else trust.to_json()}, {"familiar": familiar})
         return None if trust is None else trust.coverage
 
 

@@ -60,6 +60,41 @@ def test_a_resumed_run_is_an_uninterrupted_one(places: dict[str, Path], tmp_path
         medmae.finetune_synthesis(places["scans"], places["run"], tmp_path / "r", resume=True, seed=3, **options)
 
 
+def test_the_weights_that_did_best_stay(places: dict[str, Path], tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in (places["refined"] / "metrics.jsonl").read_text().splitlines()]
+    seen = {
+        line["step"]: line["validation_l1"] + 0.5 * line["validation_ssim"] for line in lines if "validation_l1" in line
+    }
+    facts = json.loads((places["refined"] / "checkpoint" / "metadata.json").read_text())["refiner"]
+    assert facts["best_step"] == min(seen, key=seen.__getitem__) and len(seen) == 4
+    options = {"device": "cpu", "progress": False, "max_steps": 20}
+    harmed = medmae.finetune_synthesis(  # a rate that ruins it: what it began with is better, and it says so
+        places["scans"], places["run"], tmp_path / "r", overrides=[*SET, "lr=0.3"], **options
+    )
+    assert harmed.metrics["validation_l1"] == pytest.approx(harmed.metrics["validation_coarse"], rel=1e-5)
+    study = places["scans"] / "case0"
+    images = {m: read_image(study / f"{m}.nii.gz") for m in ("t1", "t2")}
+    two = [
+        medmae.reconstruct_volumes(medmae.load(run), images, ["flair"], device="cpu")["flair"].array
+        for run in (places["run"], tmp_path / "r")
+    ]
+    assert np.allclose(*two, atol=1e-5)
+
+
+def test_a_refiner_can_begin_with_anothers(places: dict[str, Path], tmp_path: Path) -> None:
+    options = {"device": "cpu", "progress": False}
+    begun = medmae.finetune_synthesis(
+        *(places["scans"], places["run"], tmp_path / "r"), overrides=[*SET, "lr=1e-30"], init=places["refined"], **options
+    )
+    one, two = (load_file(p / "checkpoint" / "refiner.safetensors") for p in (places["refined"], tmp_path / "r"))
+    assert all(torch.equal(one[k], two[k]) for k in one) and begun.metrics["validation_l1"] > 0
+    for init, overrides in ((places["run"], SET), (places["refined"], [*SET, "width=4"])):
+        with pytest.raises(CheckpointError, match="modalities, width, levels"):
+            medmae.finetune_synthesis(
+                *(places["scans"], places["run"], tmp_path / "x"), overrides=overrides, init=init, **options
+            )
+
+
 def test_a_refiner_that_was_changed_is_refused(places: dict[str, Path], tmp_path: Path) -> None:
     import shutil
 
