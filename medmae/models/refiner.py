@@ -1,9 +1,10 @@
 """The refiner: a light convolutional network that sharpens what a masked autoencoder synthesises.
 
 It sees a whole study at once: the modalities that are there as they are, in the place of the others what the
-pre-trained decoder says of them, and which is which. It adds a correction to the latter, and says how far off it
-expects to be: the scale of a Laplace distribution, voxel by voxel. Without normalisation layers, so that a crop and a
-whole volume are treated alike.
+pre-trained decoder says of them, and which is which. It begins with the best linear blend of the two, a handful of
+numbers for each set of given modalities that least squares finds, adds a correction, and says how far off it expects to
+be: the scale of a Laplace distribution, voxel by voxel. Without normalisation layers, so that a crop and a whole volume
+are treated alike.
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ class Refiner(nn.Module):
     ``values``: images where a modality is given, coarse predictions elsewhere. ``shown`` (B, M) bool: which is which.
     ``spread``: of the coarse predictions over placements of the patch grid, 0 where given. A given modality comes back
     as it was. Any size.
+
+    ``blend`` (2^M, M, M + 1), by :func:`pattern` of what is shown: the weights of all M values, and a constant, in each
+    modality that is absent. A new refiner's blend is the coarse prediction itself.
     """
+
+    blend: Tensor
 
     def __init__(self, modalities: Sequence[str], settings: Refining) -> None:
         super().__init__()
         self.modalities, self.settings = tuple(modalities), settings
         count, widths = len(self.modalities), [settings.width * 2**level for level in range(settings.levels)]
+        self.register_buffer("blend", torch.eye(count, count + 1).repeat(2**count, 1, 1))
         self.stem = nn.Conv3d(count, widths[0], 3, padding=1)
         self.told = nn.ModuleList(nn.Linear(count, width) for width in widths)
         self.down = nn.ModuleList(Residual(width) for width in widths)
@@ -57,6 +64,8 @@ class Refiner(nn.Module):
         return int(2 ** (self.settings.levels - 1))
 
     def forward(self, values: Tensor, shown: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        given = shown[:, :, None, None, None]
+        values = torch.where(given, values, self.blended(values, shown))
         size = values.shape[2:]
         missing = [(-n) % self.multiple for n in reversed(size)]
         around = [v for n in missing for v in (0, n)]
@@ -73,11 +82,22 @@ class Refiner(nn.Module):
             x = F.interpolate(self.grow[level](x), scale_factor=2, mode="trilinear", align_corners=False)
             x = self.up[level](x + fine[level])
         x = x[:, :, : size[0], : size[1], : size[2]]
-        given = shown[:, :, None, None, None]
         refined = torch.where(given, values, values + self.correction(x))
         # How large the error is must not change what is predicted, so nothing flows back from here.
         scale = F.softplus(self.doubt(torch.cat([x.detach(), spread], dim=1))) + _LEAST
         return refined, scale
+
+    def blended(self, values: Tensor, shown: Tensor) -> Tensor:
+        """(B, M, D, H, W) float32, in full precision: the given images pass through it."""
+        with torch.autocast(values.device.type, enabled=False):
+            weights = self.blend[pattern(shown)]
+            mixed = torch.einsum("bmk,bk...->bm...", weights[..., :-1], values.float())
+            return mixed + weights[..., -1][:, :, None, None, None]
+
+
+def pattern(shown: Tensor) -> Tensor:
+    """(B,) long: the set of the modalities ``shown`` (B, M) as a number, the first modality its lowest bit."""
+    return (shown.long() << torch.arange(shown.shape[1], device=shown.device)).sum(1)
 
 
 class Residual(nn.Module):

@@ -25,7 +25,7 @@ from medmae.cohort.prepared import PreparedStudy
 from medmae.errors import CheckpointError, InputError, Problem
 from medmae.files import write_atomically, write_text
 from medmae.models.base import MaskedAutoencoder, without_repeats
-from medmae.models.refiner import Refiner, refining_loss
+from medmae.models.refiner import Refiner, pattern, refining_loss
 from medmae.plan import Plan, Refining, Triple
 from medmae.progress import progress_callback
 from medmae.synthesis.familiar import remember
@@ -48,6 +48,7 @@ from medmae.training.pretrain import begin_run, make_fabric, open_cohort, split,
 from medmae.training.schedules import parameter_groups, warmed
 
 _CHOICE, _CROP, _ORDER = 11, 12, 13  # purposes of random numbers
+_RIDGE = 0.01  # of the blend, in variances of a normalised image
 
 
 @dataclass
@@ -139,6 +140,8 @@ def finetune_synthesis(
         loop.begin_with(init)
     if resume:
         loop.resume()
+    else:
+        fit_blend(loop.refiner, samples["training"], coarse)
     total = settings.epochs * settings.steps_per_epoch
     metrics, interrupted = loop.train(total if max_steps is None else min(max_steps, total), progress)
     result = RefinedRun(run, loop.step, metrics, None, problems, interrupted)
@@ -276,6 +279,38 @@ def cut(array: np.ndarray, corner: Sequence[int], size: Triple) -> np.ndarray:
         to = tuple(slice(a - c, b - c) for a, b, c in zip(low, high, corner, strict=True))
         found[(slice(None), *to)] = array[(slice(None), *(slice(a, b) for a, b in zip(low, high, strict=True)))]
     return found
+
+
+def fit_blend(refiner: Refiner, samples: Sequence[Sample], coarse: Coarse) -> None:
+    """Least squares of each absent modality on the given ones and its coarse prediction, over the brain voxels of
+    ``samples``, one fit a set of given modalities; sets that no sample shows stay as they are.
+
+    A ridge pulls towards the coarse prediction alone: where few studies practise a set, given images and the
+    prediction made from them are nearly collinear.
+    """
+    names = refiner.modalities
+    size = len(names) + 1
+    sums: dict[tuple[tuple[bool, ...], int], tuple[np.ndarray, np.ndarray]] = {}
+    for sample in samples:
+        found = coarse.crop(sample, (0, 0, 0), sample.study.shape)
+        brain = brain_of(sample.study, found["inside"]) & found["inside"]
+        columns = np.concatenate([found["values"][:, brain], np.ones((1, int(brain.sum())))]).astype(np.float64)
+        products = columns @ columns.T
+        for target in np.flatnonzero(found["counted"]):
+            key = tuple(found["shown"].tolist()), int(target)
+            before = sums.get(key, (np.zeros((size, size)), np.zeros(size)))
+            truth = found["truth"][target][brain].astype(np.float64)
+            sums[key] = before[0] + products, before[1] + columns @ truth
+    for (shown, target), (products, crossed) in sums.items():
+        used = [*np.flatnonzero(shown), target, size - 1]
+        ridge = _RIDGE * products[-1, -1]  # the last product is the number of voxels
+        towards = np.array([float(i == target) for i in used])
+        weights = np.linalg.solve(
+            products[np.ix_(used, used)] + ridge * np.eye(len(used)), crossed[used] + ridge * towards
+        )
+        row = torch.zeros(size)
+        row[used] = torch.from_numpy(weights).float()
+        refiner.blend[pattern(torch.tensor([shown])), target] = row
 
 
 class Loop:

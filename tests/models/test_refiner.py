@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.metrics.regression import KernelType, compute_ssim_and_cs
 
-from medmae.models.refiner import RANGE, Refiner, mean_ssim, refining_loss
+from medmae.models.refiner import RANGE, Refiner, mean_ssim, pattern, refining_loss
 from medmae.plan import Refining
 
 NAMES = ("t1", "t2", "flair")
@@ -96,3 +96,15 @@ def test_doubt_is_learnt_without_moving_the_prediction() -> None:
     refining_loss(refined, scale, truth, ~shown, torch.ones(2, 8, 8, 8, dtype=torch.bool), 0.5)["doubt"].backward()
     moved = {name.split(".")[0] for name, p in refiner.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {"doubt"}
+
+
+def test_the_blend_of_what_is_given_and_predicted_comes_before_the_correction() -> None:
+    refiner = Refiner(NAMES, SETTINGS)
+    values = torch.randn(2, 3, 6, 6, 6)
+    shown = torch.tensor([[True, True, False], [True, False, False]])
+    refiner.blend[pattern(shown[:1]), 2] = torch.tensor([0.5, -0.2, 0.3, 0.1])
+    refined, _ = refiner(values, shown, torch.zeros_like(values))
+    expected = 0.5 * values[0, 0] - 0.2 * values[0, 1] + 0.3 * values[0, 2] + 0.1
+    assert torch.allclose(refined[0, 2], expected, atol=1e-6)
+    assert torch.equal(refined[0, :2], values[0, :2]) and torch.equal(refined[1], values[1])
+    assert pattern(torch.tensor([[True, False, True], [False, False, False]])).tolist() == [5, 0]
