@@ -296,8 +296,8 @@ def fit_blend(refiner: Refiner, samples: Sequence[Sample], coarse: Coarse) -> No
         brain = brain_of(sample.study, found["inside"]) & found["inside"]
         columns = np.concatenate([found["values"][:, brain], np.ones((1, int(brain.sum())))]).astype(np.float64)
         products = columns @ columns.T
-        for target in np.flatnonzero(found["counted"]):
-            key = tuple(found["shown"].tolist()), int(target)
+        for target in np.flatnonzero(found["counted"]).tolist():
+            key = tuple(found["shown"].tolist()), target
             before = sums.get(key, (np.zeros((size, size)), np.zeros(size)))
             truth = found["truth"][target][brain].astype(np.float64)
             sums[key] = before[0] + products, before[1] + columns @ truth
