@@ -91,7 +91,7 @@ TASKS = {
         patch=(48, 48, 48),
         plans={
             "": ["image.spacing=[3,3,3]", "image.crop=[48,48,48]", "reconstruction.shifts=1"],
-            "bm-mae-tiny": [*VIT, "model.patch=[8,8,8]", "model.width=192", "training.epochs=12"],
+            "bm-mae-tiny": [*VIT, "model.patch=[8,8,8]", "model.width=192", "training.epochs=40"],
         },
         finetuning=("modality_dropout=0.3",),
     ),
