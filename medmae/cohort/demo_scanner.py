@@ -110,14 +110,20 @@ def scan(
     level, seed = noise.uniform(0.012, 0.03), int(noise.integers(2**31))
     tensor = torch.from_numpy(np.ascontiguousarray(scanned[None], np.float32))
     artefact = torchio.ScalarImage(tensor=tensor, affine=affine)
-    for step in steps:
-        artefact = step(artefact)
-    with _TORCH_RANDOM:  # torchio seeds torch's global generator for the noise, and then puts it back
-        artefact = torchio.Noise(0, level, seed)(artefact)
+    for step in (*steps, torchio.Noise(0, level, seed)):
+        artefact = alone(step, artefact)
 
     gain = 10 ** noise.uniform(2.5, 3.3)  # arbitrary units: white matter at 300 to 2000
     stored = np.clip(np.round(artefact.data[0].numpy() * gain), 1, np.iinfo(np.int16).max)
     return np.where(mask, stored, 0).astype(np.int16)
+
+
+def alone(transform: Any, image: Any) -> Any:
+    """``transform(image)`` while no other thread is in torchio. Noise seeds torch's global generator, draws from it,
+    and puts it back; every other transform draws a number from it too, to decide whether it applies, and would take
+    one of the noise's."""
+    with _TORCH_RANDOM:
+        return transform(image)
 
 
 def bias_field(shape: tuple[int, ...], coefficients: np.ndarray) -> np.ndarray:
@@ -127,5 +133,5 @@ def bias_field(shape: tuple[int, ...], coefficients: np.ndarray) -> np.ndarray:
 
     coarse = tuple(max(2, -(-n // 4)) for n in shape)
     transform = torchio.BiasField([float(value) for value in coefficients], 3)
-    field = transform(torch.ones((1, *coarse)))[0].numpy()
+    field = alone(transform, torch.ones((1, *coarse)))[0].numpy()
     return np.asarray(ndimage.zoom(field, [n / m for n, m in zip(shape, coarse, strict=True)], order=1))

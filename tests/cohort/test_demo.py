@@ -6,6 +6,11 @@ import csv
 import hashlib
 import json
 import socket
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
@@ -15,6 +20,7 @@ import pytest
 from scipy import ndimage
 
 from medmae.cohort.demo import DemoCohort, make_demo_cohort
+from medmae.cohort.demo_scanner import bias_field, scan
 from medmae.cohort.integrity import inspect
 from medmae.errors import InputError
 
@@ -204,6 +210,38 @@ def test_the_same_seed_gives_the_same_bytes_with_any_number_of_jobs(cohort: Demo
     images = [name for name in second if name.endswith(".nii.gz")]
     assert len(images) == 4 * 6 - 1
     assert all(first[name] == second[name] for name in images)
+
+
+@contextmanager
+def switching_often() -> Iterator[None]:
+    """Threads take turns as often as they can: what could go wrong between two lines does."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_scan_is_the_same_while_other_threads_scan() -> None:
+    image = np.ones((40, 40, 40), np.float32)
+    mask, coil, stop = image > 0, np.zeros(20), threading.Event()
+
+    def scanned() -> np.ndarray:
+        return scan(np.random.default_rng(3), image, mask, np.eye(4), coil)
+
+    def others() -> None:
+        while not stop.is_set():
+            bias_field((8, 8, 8), coil)
+
+    alone = scanned()
+    with ThreadPoolExecutor(2) as pool, switching_often():
+        running = [pool.submit(others) for _ in range(2)]
+        try:
+            assert all(np.array_equal(scanned(), alone) for _ in range(20))
+        finally:
+            stop.set()
+    assert all(one.result() is None for one in running)
 
 
 def test_another_seed_gives_other_heads(cohort: DemoCohort, tmp_path: Path) -> None:
