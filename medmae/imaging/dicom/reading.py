@@ -37,7 +37,7 @@ def undecodable(syntax: str) -> Problem | None:
         return Problem("an unknown transfer syntax", found=found, expected="one of PS3.5, annex A", remedy=_REMEDY)
     if decoder.is_available:
         return None
-    remedy = f"Install medmae[compressed]. Or: {_REMEDY[0].lower()}{_REMEDY[1:]}"
+    remedy = f"Install python-gdcm. Or: {_REMEDY[0].lower()}{_REMEDY[1:]}"
     return Problem("no decoder for this transfer syntax is installed", found=uid.name, remedy=remedy)
 
 
