@@ -4,7 +4,8 @@
     python pipelines/clinical_missing_modality.py OUT --checkpoint RUN --archive HOST PORT --since 2026-01-01
 
 INBOX holds a folder or a ZIP a delivery. From an archive, studies of MR since that day are fetched, and what was made
-is sent back (``pip install "medmae[archive]"``). Each is done by itself: one that fails is named with its reason, and
+is sent back (``pip install "medmae[archive]"``); over TLS with ``--tls AUTHORITY.pem [--certificate OUR.pem --key
+OUR.key]``. Each is done by itself: one that fails is named with its reason, and
 the others go on. ``OUT/log.jsonl`` has a line a study, with hashes in place of identifiers; run it again after an
 interruption, or every night, and it goes on with what is not there yet. Exit code 1: some failed.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import medmae
-from medmae.imaging.dicom_out.archive import Archive
+from medmae.imaging.dicom_out.archive import Archive, tls_context
 
 DONE, NOTHING, FAILED = "done", "nothing to do", "failed"
 
@@ -108,13 +109,21 @@ if __name__ == "__main__":
     parser.add_argument("--archive", nargs=2, metavar=("HOST", "PORT"))
     parser.add_argument("--title", default="ANY-SCP")
     parser.add_argument("--own-title", default="MEDMAE")
+    parser.add_argument(
+        "--tls", type=Path, metavar="AUTHORITY", help="PEM file of who signed the archive's certificate"
+    )
+    parser.add_argument("--certificate", type=Path, help="PEM file that shows the archive who we are")
+    parser.add_argument("--key", type=Path, help="PEM file of its key")
     parser.add_argument("--since", type=date.fromisoformat)
     parser.add_argument("--target", action="append", default=[])
     options = parser.parse_args()
     if (options.folder is None) == (options.archive is None):
         parser.error("name either --folder or --archive")
+    if options.tls is None and (options.certificate or options.key):
+        parser.error("--certificate and --key go with --tls")
     found = None
     if options.archive:
         host, port = options.archive
-        found = Archive(host, int(port), options.title, own_title=options.own_title)
+        tls = tls_context(options.tls, options.certificate, options.key) if options.tls else None
+        found = Archive(host, int(port), options.title, own_title=options.own_title, tls=tls)
     sys.exit(main(options.out, options.checkpoint, options.folder, found, options.since, options.target) > 0)

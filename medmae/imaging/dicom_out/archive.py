@@ -78,12 +78,46 @@ class Retrieved:
     problems: tuple[Problem, ...]
 
 
+def tls_context(
+    authority: str | Path | None = None, certificate: str | Path | None = None, key: str | Path | None = None
+) -> ssl.SSLContext:
+    """What :class:`Archive` needs for TLS: 1.2 or newer, the archive's certificate and host name checked (PS3.15 B.9).
+
+    ``authority``: PEM file of who signed the archive's certificate, without it this system's own list. ``certificate``
+    and ``key``: PEM files that show who we are, for archives that ask. Raises :class:`InputError` for files that are
+    missing, of another kind, or no pair.
+    """
+    field, file = "authority", authority
+    try:
+        context = ssl.create_default_context(cafile=authority)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if certificate is not None:
+            field, file = "certificate", certificate
+            context.load_cert_chain(certificate, key, password=_no_password)
+    except OSError as error:  # that OpenSSL raises too
+        reason = getattr(error, "reason", None) or error.strerror or "it is not PEM"
+        raise InputError(
+            "no certificate can be read from this file",
+            where=str(file),
+            field=field,
+            found=str(reason).lower().replace("_", " "),
+            expected="PEM, and with a certificate its own key, which no password protects",
+        ) from None
+    return context
+
+
+def _no_password() -> str:
+    """OpenSSL would ask at the terminal, where in a nightly run nobody sits."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Archive:
     """Where an archive is, and who we are to it. Connections are opened for each call and closed after it.
 
     ``host``, ``port`` and ``title`` (the called AE title) as its administrator gave them; ``own_title`` must be known
-    there if it checks. ``tls``: a context for archives that want TLS. ``timeout``: seconds without an answer.
+    there if it checks. ``tls``: for archives that want TLS, see :func:`tls_context`. ``timeout``: seconds without an
+    answer.
     Every method raises :class:`MedmaeError` when the archive cannot be reached or refuses; :class:`InputError` for
     titles that are none.
     """
@@ -169,8 +203,17 @@ class Archive:
         Files are what the archive sends, byte for byte, under names made from the hash of their UID. Each appears once
         it is whole, so an interrupted call can simply be repeated. ``by``: ``get`` needs one connection to the archive;
         ``move`` is for archives without C-GET: they connect back to ``own_title`` at port ``listen`` of this machine,
-        which must be in their configuration. Instances that the archive could not give are in ``problems``.
+        which must be in their configuration, and never over TLS. Instances that the archive could not give are in
+        ``problems``.
         """
+        if by == "move" and self.tls is not None:
+            raise InputError(
+                "what an archive sends to a port of ours would come unencrypted",
+                where=self._peer.where,
+                field="by",
+                found="move",
+                expected="get, where TLS is asked for",
+            )
         out = Path(out)
         files: list[Path] = []
         problems: list[Problem] = []

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
+import trustme
 from pydicom.dataset import Dataset
 
 from medmae.errors import InputError, MedmaeError
-from medmae.imaging.dicom_out.archive import Archive, study_key
+from medmae.imaging.dicom_out.archive import Archive, study_key, tls_context
 from tests.imaging.dicom_out.made_series import affine, write_series
 
 pynetdicom = pytest.importorskip("pynetdicom", reason="pynetdicom is not installed")
@@ -26,7 +29,7 @@ class Small:
     """Holds instances; ``withheld`` are known but never sent; ``refused`` are not stored. Ignores matching by modality,
     as the standard allows."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.held: dict[str, Dataset] = {}
         self.withheld: set[str] = set()
         self.refused: set[str] = set()
@@ -42,7 +45,7 @@ class Small:
             (pynetdicom.evt.EVT_C_FIND, self.find),
             (pynetdicom.evt.EVT_C_GET, self.get),
         ]
-        self.server = self.entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        self.server = self.entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=tls)
         self.archive = Archive("127.0.0.1", self.server.server_address[1], "SMALL", timeout=10)
 
     def store(self, event: Any) -> int:
@@ -178,3 +181,66 @@ def test_without_pynetdicom_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pynetdicom", None)
     with pytest.raises(MedmaeError, match=r"pip install \"medmae\[archive\]\""):
         Archive("127.0.0.1", 1).echo()
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> tuple[trustme.CA, Path]:
+    """An authority, and a folder with its certificate, ours, and another authority's."""
+    authority, other = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    ours = authority.issue_cert("medmae.example")
+    ours.cert_chain_pems[0].write_to_path(str(tmp_path / "ours.pem"))
+    ours.private_key_pem.write_to_path(str(tmp_path / "ours.key"))
+    return authority, tmp_path
+
+
+@pytest.fixture
+def secured(certificates: tuple[trustme.CA, Path]) -> Iterator[Small]:
+    """An archive that wants TLS, and to know who calls."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificates[0].issue_cert("127.0.0.1").configure_cert(context)
+    certificates[0].configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    made = Small(context)
+    yield made
+    made.server.shutdown()
+
+
+def test_over_tls_both_sides_know_each_other(
+    secured: Small, certificates: tuple[trustme.CA, Path], tmp_path: Path
+) -> None:
+    pem = certificates[1]
+    tls = tls_context(pem / "authority.pem", pem / "ours.pem", pem / "ours.key")
+    archive = replace(secured.archive, tls=tls)
+    archive.echo()
+    files = write_series(tmp_path / "in", affine(), SHAPE)
+    assert len(archive.send(files).stored) == 4
+    (study,) = archive.find_studies()
+    got = archive.retrieve(study, tmp_path / "out")
+    assert {uid(path) for path in got.files} == {uid(path) for path in files}
+    with pytest.raises(InputError, match="unencrypted"):
+        archive.retrieve(study, tmp_path / "moved", by="move")
+
+
+@pytest.mark.parametrize("wrong", ["authority", "nobody", "plain", "host"])
+def test_without_trust_nothing_is_said(secured: Small, certificates: tuple[trustme.CA, Path], wrong: str) -> None:
+    pem = certificates[1]
+    ours = () if wrong == "nobody" else (pem / "ours.pem", pem / "ours.key")
+    tls = tls_context(pem / f"{'other' if wrong == 'authority' else 'authority'}.pem", *ours)
+    archive = replace(secured.archive, tls=None if wrong == "plain" else tls)
+    if wrong == "host":
+        archive = replace(archive, host="localhost")  # the certificate is of 127.0.0.1
+    with pytest.raises(MedmaeError, match="cannot be reached.*TLS"):
+        archive.echo()
+
+
+def test_files_that_are_no_certificates_are_named(certificates: tuple[trustme.CA, Path], tmp_path: Path) -> None:
+    pem = certificates[1]
+    with pytest.raises(InputError, match="gone.pem: authority: .*no such file"):
+        tls_context(tmp_path / "gone.pem")
+    (tmp_path / "note.pem").write_text("no certificate")
+    with pytest.raises(InputError, match="note.pem: authority"):
+        tls_context(tmp_path / "note.pem")
+    with pytest.raises(InputError, match="ours.pem: certificate"):
+        tls_context(pem / "authority.pem", pem / "ours.pem", pem / "note.pem")
