@@ -362,7 +362,7 @@ def test_misspelt_plans_and_fields_suggest_the_right_one(arguments: list[str], s
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
-    command = [sys.executable, "-m", "medmae.cli", "plans", "--json"]
+    command = [sys.executable, "-m", "medmae", "plans", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None and running.stderr is not None
         running.stdout.close()  # before anything can have been written

@@ -84,7 +84,7 @@ def test_resumed_run_equals_an_uninterrupted_one(cohort: Path, finished: Path, t
 def test_killed_run_resumes_to_the_same_weights(cohort: Path, finished: Path, tmp_path: Path) -> None:
     out, plan = tmp_path / "run", tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
-    command = [sys.executable, "-m", "medmae.cli", "pretrain", str(cohort), "--plan", str(plan), "-o", str(out)]
+    command = [sys.executable, "-m", "medmae", "pretrain", str(cohort), "--plan", str(plan), "-o", str(out)]
     command += ["--device", "cpu", "--checkpoint-every", "1"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
@@ -181,7 +181,7 @@ def test_bad_input_is_refused_before_anything_is_trained(cohort: Path, tmp_path:
 def test_two_processes_train_together(cohort: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
-    command = [sys.executable, "-m", "medmae.cli", "pretrain", str(cohort), "--plan", str(plan)]
+    command = [sys.executable, "-m", "medmae", "pretrain", str(cohort), "--plan", str(plan)]
     command += ["-o", str(tmp_path / "run"), "--device", "cpu", "--devices", "2", "--max-steps", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
