@@ -8,6 +8,7 @@ is not trained again.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -185,10 +186,11 @@ def finetune(
             out.mkdir(parents=True, exist_ok=True)
         predicted = np.full((len(labels), len(outcome.columns)), np.nan)
         frozen = frozen_features(model, studies, settings, chosen, on_progress) if settings.mode == "linear" else None
+        given = [cohort.fingerprint, digest_of_weights(model), vars(settings), outcome.to_json()]
         for number, (train, test) in enumerate(splits):
-            fold = Fold(out / f"fold_{number}", checkpoint, settings, outcome.fitted(targets[train]), chosen)
-            held = [studies[i].id for i in test]
-            known = fold.finished(held)
+            inputs = digest_of(given, studies, targets, splits[number])
+            fold = Fold(out / f"fold_{number}", checkpoint, settings, outcome.fitted(targets[train]), chosen, inputs)
+            known = fold.finished()
             if known is None:
                 told = (number, len(splits), on_progress)
                 known = fold.train(studies, targets, train, test, frozen, told)
@@ -261,25 +263,42 @@ def splits_of(
     return found
 
 
+def digest_of_weights(model: MaskedAutoencoder) -> str:
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())  # bf16 too
+    return found.hexdigest()
+
+
+def digest_of(
+    given: list[Any], studies: Sequence[PreparedStudy], targets: np.ndarray, split: tuple[np.ndarray, np.ndarray]
+) -> str:
+    """Of all that decides a fold's result: with other labels, images or weights it is another fold."""
+    rows = [[(studies[i].id, targets[i].tolist()) for i in side] for side in split]
+    return hashlib.sha256(json.dumps([given, rows]).encode()).hexdigest()
+
+
 @dataclass
 class Fold:
-    """One fold's training, in its folder."""
+    """One fold's training, in its folder. ``inputs``: a digest of all that decides its result."""
 
     folder: Path
     checkpoint: str | Path
     settings: HeadSettings
     outcome: Outcome
     device: torch.device
+    inputs: str
 
-    def finished(self, held: Sequence[str]) -> np.ndarray | None:
-        """The predictions of a fold that was trained with these settings and held out these studies."""
+    def finished(self) -> np.ndarray | None:
+        """The predictions of a fold that was trained from these inputs, (held-out studies, columns)."""
         file = self.folder / "fold.json"
         if not file.is_file():
             return None
         known = json.loads(file.read_text(encoding="utf-8"))
-        if known["settings"] != vars(self.settings) or known["studies"] != list(held):
+        if known.get("inputs") != self.inputs:
             return None
-        return np.array(known["predicted"], float).reshape(len(held), -1)
+        return np.array(known["predicted"], float).reshape(len(known["studies"]), -1)
 
     def train(
         self,
@@ -368,6 +387,7 @@ class Fold:
                 model.cpu().save_pretrained(folder / "encoder")
             save_file({k: v.cpu().contiguous() for k, v in head.state_dict().items()}, folder / "head.safetensors")
             facts = {
+                "inputs": self.inputs,
                 "settings": vars(self.settings),
                 "outcome": self.outcome.to_json(),
                 "checkpoint": None if self.settings.mode == "full" else str(Path(self.checkpoint).resolve()),

@@ -48,7 +48,10 @@ def predict_outcome(
 
     ``out``: a CSV with a row a study. Raises :class:`CheckpointError` for a folder without a finished fold.
     """
-    folders = sorted(f.parent for f in Path(model).glob("fold_*/fold.json"))
+    # Not by their names alone: what an earlier run with more folds left is none of this one's.
+    scores = Path(model) / "scores.json"
+    folds = json.loads(scores.read_text(encoding="utf-8"))["folds"] if scores.is_file() else 0
+    folders = [Path(model) / f"fold_{number}" for number in range(folds)]
     if not folders:
         raise CheckpointError("no finished fold here", where=model, expected="what `medmae finetune classify` wrote")
     chosen, problems = pick_device(device), list[Problem]()

@@ -85,6 +85,37 @@ def test_the_same_seed_gives_the_same_numbers_and_finished_folds_stay(
     assert (other.out / "predictions.csv").read_text() != (classified / "predictions.csv").read_text()
 
 
+def test_a_fold_of_other_labels_or_weights_is_not_taken_for_this_one(labelled: Path, tmp_path: Path) -> None:  # noqa: F811
+    rows: list[list[object]] = [["study", "side"]]
+    rows += [[f"p{s:02}_ses-{v}", "left" if s % 2 else "right"] for s in range(12) for v in range(2)]
+    table = write_rows(tmp_path / "t.csv", rows)
+
+    def run(model: str, folds: int = 2) -> dict[str, Any]:
+        settings = HeadSettings(**{**vars(LINEAR), "epochs": 2})
+        medmae.finetune_classify(
+            *(table, labelled / model, tmp_path / "out"),
+            **{"data": labelled / "scans", "column": "side", "settings": settings, "folds": folds, "device": "cpu"},
+        )
+        found: dict[str, Any] = json.loads((tmp_path / "out" / "fold_0" / "fold.json").read_text())
+        return found
+
+    first = run("cnn")
+    assert run("cnn") == first
+    assert run("vit")["losses"] != first["losses"]
+    for row in rows[1:]:  # all the other way round: the same folds, the same numbers of each class
+        row[1] = "right" if row[1] == "left" else "left"
+    write_rows(table, rows)
+    assert run("cnn")["predicted"] != first["predicted"]
+    run("cnn", folds=3)
+    run("cnn", folds=2)  # a third fold of the run before still lies there
+    made = medmae.predict_outcome(labelled / "scans", tmp_path / "out", tmp_path / "new.csv", device="cpu")
+    assert (tmp_path / "out" / "fold_2").is_dir() and all(
+        r["p_left"] + r["p_right"] == pytest.approx(1) for r in made.rows
+    )
+    (tmp_path / "out" / "fold_2" / "fold.json").write_text("{}")  # it is not read, then
+    medmae.predict_outcome(labelled / "scans", tmp_path / "out", tmp_path / "new.csv", device="cpu")
+
+
 def test_new_studies_get_the_mean_of_the_folds(labelled: Path, classified: Path, tmp_path: Path) -> None:  # noqa: F811
     made = medmae.predict_outcome(labelled / "scans", classified, tmp_path / "new.csv", device="cpu")
     assert len(made.rows) == 24 and all(r["p_left"] + r["p_right"] == pytest.approx(1) for r in made.rows)
