@@ -232,8 +232,8 @@ def dcm2niix() -> str:
 
 
 def dciodvfy_errors(path: Path) -> list[str]:
-    """What dicom3tools' validator calls an error. In Debian 12 its dictionary, of 2022, is older than the attribute
-    Synthetic Data (0008,001C) and takes it for a mistake: that one complaint, and no other, is passed over."""
+    """What dicom3tools' validator calls an error. Debian's releases of it, of 2022 and of January 2024, do not know the
+    attribute Synthetic Data (0008,001C) and take it for a mistake: that one complaint, and no other, is passed over."""
     shown = subprocess.run([program("dciodvfy"), "-new", str(path)], capture_output=True, text=True)
     assert "MRImage" in shown.stderr + shown.stdout or "Segmentation" in shown.stderr + shown.stdout
     too_new = "Error - </(0008,001c)> - Attribute with an even group number is not a recognized standard attribute"
