@@ -2,8 +2,8 @@
 
     python tests/benchmarks/transfer.py TASK OUT [--data FOLDER_OF_REAL_SCANS] [--methods PLAN...] [--seeds 0 1 2]
 
-TASK is ``hippocampus`` or ``oasis`` (real scans, split by subject as written down here), or ``lesions`` (the
-demonstration's cohort with 4, 8 and 16 labelled studies). Every method is pre-trained on the images of the training
+TASK is ``hippocampus`` or ``oasis`` (real scans, split by subject as written down here), ``lesions`` (the
+demonstration's cohort with 4, 8 and 16 labelled studies) or ``tumours`` (likewise, of a larger one). Every method is pre-trained on the images of the training
 side, labels unused, then fine-tuned by nnU-Net's own commands on the same few labelled cases, with the same steps,
 rates and held-out cases with and without the weights. Finished trainings are kept in ``OUT/rows.jsonl`` and not
 repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where the number of labels varies.
@@ -12,11 +12,12 @@ repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,20 @@ TASKS = {
         },
         finetuning=("modality_dropout=0.3",),
     ),
+    "tumours": Task(
+        (4, 8, 16),
+        epochs=8,
+        steps=20,
+        patch=(32, 32, 32),
+        plans={
+            "": ["image.spacing=[4,4,4]", "image.crop=[32,32,32]", "reconstruction.shifts=1"],
+            "bm-mae-tiny": [
+                *("model.depth=4", "model.width=192", "image.crop=[16,16,16]", "training.precision=bf16"),
+                *("training.batch_size=16", "training.epochs=40", "training.steps_per_epoch=100"),
+            ],
+        },
+        finetuning=("modality_dropout=0.3",),
+    ),
 }
 
 
@@ -102,6 +117,8 @@ def prepare(name: str, data: Path | None, out: Path) -> tuple[Path, list[str], l
     """nnU-Net's raw folder, the ids of the training side and of the held-out one, and the images to pre-train on."""
     if name == "lesions":
         return lesions(out)
+    if name == "tumours":
+        return tumours(out)
     if data is None:
         raise SystemExit("--data: name the folder of real scans")
     return hippocampus(data, out) if name == "hippocampus" else oasis(data, out)
@@ -142,6 +159,23 @@ def lesions(out: Path) -> tuple[Path, list[str], list[str], Path]:
     return dataset, [i for i in cases(dataset) if i not in held_out], held_out, cohort.train
 
 
+def tumours(out: Path) -> tuple[Path, list[str], list[str], Path]:
+    """The third of a larger cohort that has a tumour, its three tissues; the images of all others pre-train too."""
+    cohort = medmae.make_demo_cohort(out / "scans", studies=48, held_out=24)
+    dataset, both = out / "raw" / "Dataset302_Tumours", out / "studies"
+    ill = [line["study"] for line in csv.DictReader((out / "scans" / "cohort.csv").open()) if line["has_tumour"] == "1"]
+    if not (dataset / "dataset.json").exists():
+        for study in [*cohort.train.iterdir(), *cohort.held_out.iterdir()]:
+            for file in study.iterdir():
+                if study.name in ill:
+                    link(file, both / study.name / file.name)
+        medmae.make_dataset(both, dataset, incomplete=True)
+        keep_labels(dataset, {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3})
+    held_out = [study.name for study in cohort.held_out.iterdir()]
+    ids = cases(dataset)
+    return dataset, [i for i in ids if i not in held_out], [i for i in ids if i in held_out], cohort.train
+
+
 def cases(dataset: Path) -> list[str]:
     return sorted(f.name.removesuffix(".nii.gz") for f in (dataset / "labelsTr").glob("*.nii.gz"))
 
@@ -154,12 +188,21 @@ def link(file: Path, at: Path) -> None:
 
 def join_labels(dataset: Path) -> None:
     """Every lesion becomes label 1."""
+    relabel(dataset, lambda label: label > 0, {"background": 0, "lesion": 1})
+
+
+def keep_labels(dataset: Path, labels: dict[str, int]) -> None:
+    """What has another label becomes background."""
+    relabel(dataset, lambda label: np.where(np.isin(label, list(labels.values())), label, 0), labels)
+
+
+def relabel(dataset: Path, change: Callable[[np.ndarray], np.ndarray], labels: dict[str, int]) -> None:
     for file in (dataset / "labelsTr").iterdir():
         image: Any = nib.load(file)
-        joined = (np.asanyarray(image.dataobj) > 0).astype(np.uint8)
-        nib.save(nib.Nifti1Image(joined, image.affine), file)
+        changed = change(np.asanyarray(image.dataobj)).astype(np.uint8)
+        nib.save(nib.Nifti1Image(changed, image.affine), file)
     described = json.loads((dataset / "dataset.json").read_text())
-    (dataset / "dataset.json").write_text(json.dumps({**described, "labels": {"background": 0, "lesion": 1}}))
+    (dataset / "dataset.json").write_text(json.dumps({**described, "labels": labels}))
 
 
 def labelled(ids: Sequence[str], number: int, seed: int) -> list[str]:
