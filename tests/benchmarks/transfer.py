@@ -3,10 +3,11 @@
     python tests/benchmarks/transfer.py TASK OUT [--data FOLDER_OF_REAL_SCANS] [--methods PLAN...] [--seeds 0 1 2]
 
 TASK is ``hippocampus`` or ``oasis`` (real scans, split by subject as written down here), ``lesions`` (the
-demonstration's cohort with 4, 8 and 16 labelled studies) or ``tumours`` (likewise, of a larger one). Every method is pre-trained on the images of the training
-side, labels unused, then fine-tuned by nnU-Net's own commands on the same few labelled cases, with the same steps,
-rates and held-out cases with and without the weights. Finished trainings are kept in ``OUT/rows.jsonl`` and not
-repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where the number of labels varies.
+demonstration's cohort with 4, 8 and 16 labelled studies) or ``tumours`` (likewise, of a larger one). Every method is
+pre-trained on the images of the training side, labels unused, then fine-tuned by nnU-Net's own commands on the same
+few labelled cases, with the same steps, rates and held-out cases with and without the weights. Finished trainings are
+kept in ``OUT/rows.jsonl`` and not repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where the
+number of labels varies.
 """
 
 from __future__ import annotations
