@@ -18,7 +18,7 @@ import json
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import nibabel as nib
 import numpy as np
 
 import medmae
+from medmae.cohort.demo import DemoCohort
 
 METHODS = ("bm-mae-tiny", "hi-end-mae-tiny", "resenc-mae-tiny", "spark-tiny")
 HELD_OUT_OASIS = ("oasis-0353", "oasis-0368", "oasis-0379", "oasis-0395", "oasis-0417", "oasis-0456")
@@ -149,30 +150,30 @@ def oasis(data: Path, out: Path) -> tuple[Path, list[str], list[str], Path]:
 
 def lesions(out: Path) -> tuple[Path, list[str], list[str], Path]:
     cohort = medmae.make_demo_cohort(out / "scans", studies=24, held_out=8)
-    dataset, both = out / "raw" / "Dataset301_Lesions", out / "studies"
-    if not (dataset / "dataset.json").exists():
-        for study in [*cohort.train.iterdir(), *cohort.held_out.iterdir()]:
-            for file in study.iterdir():
-                link(file, both / study.name / file.name)
-        medmae.make_dataset(both, dataset, incomplete=True)
-        join_labels(dataset)
-    held_out = sorted(s.name for s in cohort.held_out.iterdir())
-    return dataset, [i for i in cases(dataset) if i not in held_out], held_out, cohort.train
+    return of_demo(cohort, out, "Dataset301_Lesions", join_labels)
 
 
 def tumours(out: Path) -> tuple[Path, list[str], list[str], Path]:
     """The third of a larger cohort that has a tumour, its three tissues; the images of all others pre-train too."""
     cohort = medmae.make_demo_cohort(out / "scans", studies=48, held_out=24)
-    dataset, both = out / "raw" / "Dataset302_Tumours", out / "studies"
-    ill = [line["study"] for line in csv.DictReader((out / "scans" / "cohort.csv").open()) if line["has_tumour"] == "1"]
+    ill = {line["study"] for line in csv.DictReader((out / "scans" / "cohort.csv").open()) if line["has_tumour"] == "1"}
+    tissues = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3}
+    return of_demo(cohort, out, "Dataset302_Tumours", lambda dataset: keep_labels(dataset, tissues), ill)
+
+
+def of_demo(
+    cohort: DemoCohort, out: Path, name: str, mend: Callable[[Path], None], chosen: Collection[str] | None = None
+) -> tuple[Path, list[str], list[str], Path]:
+    """``chosen``: the studies whose labels are used, all if None. ``mend`` changes the labels of nnU-Net's folder."""
+    dataset, both = out / "raw" / name, out / "studies"
     if not (dataset / "dataset.json").exists():
         for study in [*cohort.train.iterdir(), *cohort.held_out.iterdir()]:
-            for file in study.iterdir():
-                if study.name in ill:
+            if chosen is None or study.name in chosen:
+                for file in study.iterdir():
                     link(file, both / study.name / file.name)
         medmae.make_dataset(both, dataset, incomplete=True)
-        keep_labels(dataset, {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3})
-    held_out = [study.name for study in cohort.held_out.iterdir()]
+        mend(dataset)
+    held_out = {study.name for study in cohort.held_out.iterdir()}
     ids = cases(dataset)
     return dataset, [i for i in ids if i not in held_out], [i for i in ids if i in held_out], cohort.train
 
