@@ -188,7 +188,7 @@ def finetune(
         frozen = frozen_features(model, studies, settings, chosen, on_progress) if settings.mode == "linear" else None
         given = [cohort.fingerprint, digest_of_weights(model), vars(settings), outcome.to_json()]
         for number, (train, test) in enumerate(splits):
-            inputs = digest_of(given, studies, targets, splits[number])
+            inputs = digest_of(given, studies, targets, (train, test))
             fold = Fold(out / f"fold_{number}", checkpoint, settings, outcome.fitted(targets[train]), chosen, inputs)
             known = fold.finished()
             if known is None:
@@ -264,6 +264,7 @@ def splits_of(
 
 
 def digest_of_weights(model: MaskedAutoencoder) -> str:
+    """Of names, shapes, types and bytes: the same wherever the checkpoint lies."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

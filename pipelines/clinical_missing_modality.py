@@ -5,9 +5,9 @@
 
 INBOX holds a folder or a ZIP a delivery. From an archive, studies of MR since that day are fetched, and what was made
 is sent back (``pip install "medmae[archive]"``); over TLS with ``--tls AUTHORITY.pem [--certificate OUR.pem --key
-OUR.key]``. Each is done by itself: one that fails is named with its reason, and
-the others go on. ``OUT/log.jsonl`` has a line a study, with hashes in place of identifiers; run it again after an
-interruption, or every night, and it goes on with what is not there yet. Exit code 1: some failed.
+OUR.key]``. Each is done by itself: one that fails is named with its reason, and the others go on. ``OUT/log.jsonl`` has
+a line a study, with hashes in place of identifiers; run it again after an interruption, or every night, and it goes on
+with what is not there yet. Exit code 1: some failed.
 """
 
 from __future__ import annotations

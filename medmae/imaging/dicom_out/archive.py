@@ -117,9 +117,8 @@ class Archive:
 
     ``host``, ``port`` and ``title`` (the called AE title) as its administrator gave them; ``own_title`` must be known
     there if it checks. ``tls``: for archives that want TLS, see :func:`tls_context`. ``timeout``: seconds without an
-    answer.
-    Every method raises :class:`MedmaeError` when the archive cannot be reached or refuses; :class:`InputError` for
-    titles that are none.
+    answer. Every method raises :class:`MedmaeError` when the archive cannot be reached or refuses; :class:`InputError`
+    for titles that are none.
     """
 
     host: str
