@@ -52,8 +52,13 @@ def predict_outcome(
     scores = Path(model) / "scores.json"
     folds = json.loads(scores.read_text(encoding="utf-8"))["folds"] if scores.is_file() else 0
     folders = [Path(model) / f"fold_{number}" for number in range(folds)]
-    if not folders:
-        raise CheckpointError("no finished fold here", where=model, expected="what `medmae finetune classify` wrote")
+    if not folders or not all((folder / "fold.json").is_file() for folder in folders):
+        raise CheckpointError(
+            "no finished fold here" if not folders else "a fold is missing",
+            where=model,
+            expected="what `medmae finetune classify` wrote when it was done",
+            remedy="Repeat that command: it keeps the folds that are finished.",
+        )
     chosen, problems = pick_device(device), list[Problem]()
     sums: dict[str, np.ndarray] = {}
     columns: list[str] = []

@@ -7,7 +7,7 @@ INBOX holds a folder or a ZIP a delivery. From an archive, studies of MR since t
 is sent back (``pip install "medmae[archive]"``); over TLS with ``--tls AUTHORITY.pem [--certificate OUR.pem --key
 OUR.key]``. Each is done by itself: one that fails is named with its reason, and the others go on. ``OUT/log.jsonl`` has
 a line a study, with hashes in place of identifiers; run it again after an interruption, or every night, and it goes on
-with what is not there yet. Exit code 1: some failed.
+with what is not there yet. Exit code 1: some failed; 2: nothing could begin.
 """
 
 from __future__ import annotations
@@ -121,9 +121,13 @@ if __name__ == "__main__":
         parser.error("name either --folder or --archive")
     if options.tls is None and (options.certificate or options.key):
         parser.error("--certificate and --key go with --tls")
-    found = None
-    if options.archive:
-        host, port = options.archive
-        tls = tls_context(options.tls, options.certificate, options.key) if options.tls else None
-        found = Archive(host, int(port), options.title, own_title=options.own_title, tls=tls)
-    sys.exit(main(options.out, options.checkpoint, options.folder, found, options.since, options.target) > 0)
+    try:
+        found = None
+        if options.archive:
+            host, port = options.archive
+            tls = tls_context(options.tls, options.certificate, options.key) if options.tls else None
+            found = Archive(host, int(port), options.title, own_title=options.own_title, tls=tls)
+        failed = main(options.out, options.checkpoint, options.folder, found, options.since, options.target)
+    except medmae.MedmaeError as error:  # no checkpoint, no certificate, no answer: nothing could begin
+        parser.exit(2, f"{error}\n")
+    sys.exit(failed > 0)

@@ -114,6 +114,9 @@ def test_a_fold_of_other_labels_or_weights_is_not_taken_for_this_one(labelled: P
     )
     (tmp_path / "out" / "fold_2" / "fold.json").write_text("{}")  # it is not read, then
     medmae.predict_outcome(labelled / "scans", tmp_path / "out", tmp_path / "new.csv", device="cpu")
+    (tmp_path / "out" / "fold_1" / "fold.json").unlink()
+    with pytest.raises(CheckpointError, match="a fold is missing"):
+        medmae.predict_outcome(labelled / "scans", tmp_path / "out", tmp_path / "new.csv", device="cpu")
 
 
 def test_new_studies_get_the_mean_of_the_folds(labelled: Path, classified: Path, tmp_path: Path) -> None:  # noqa: F811
