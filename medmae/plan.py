@@ -177,7 +177,8 @@ class Finetuning(Section):
     the last block is left out of a step, falling to 0 at the first (stochastic depth, Huang et al. 2016).
     ``modality_dropout``: chance that a step's batch loses a random set of its channels. ``transfer``: what moves of a
     U-Net; of a transformer, always the encoder. ``mirror``: axes (x, y, z) that may be flipped, in training and, to
-    average, in prediction. ``cpu_precision``: arithmetic where there is no GPU; on one it is nnU-Net's own (fp16).
+    average, in prediction. ``cpu_precision``: arithmetic where there is no GPU ("auto": bf16 on processors that have
+    it); on one it is nnU-Net's own (fp16).
     """
 
     optimizer: Literal["adamw", "sgd"] = "sgd"
@@ -194,7 +195,7 @@ class Finetuning(Section):
     modality_dropout: float = Field(0.0, ge=0, le=1)
     transfer: Literal["all", "encoder"] = "all"
     mirror: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    cpu_precision: Literal["32", "bf16"] = "32"
+    cpu_precision: Literal["32", "bf16", "auto"] = "32"
     feature_size: int = Field(32, gt=0)  # channels of the finest level of a transformer's decoder
 
 

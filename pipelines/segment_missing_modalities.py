@@ -37,7 +37,7 @@ def main(out: Path, checkpoint: Path | None, quick: bool) -> None:
             dataset,
             checkpoint,
             out / f"dropout-{dropout}",
-            overrides=[f"modality_dropout={dropout}", "mirror=[0]", "cpu_precision=bf16"],
+            overrides=[f"modality_dropout={dropout}", "mirror=[0]", "cpu_precision=auto"],
             epochs=1 if quick else 12,
             steps_per_epoch=2 if quick else 50,
             validation_steps=1,

@@ -20,6 +20,7 @@ from medmae.errors import InputError
 from medmae.nnunet.finding import KEY
 from medmae.nnunet.transfer import transfer
 from medmae.plan import Finetuning
+from medmae.training.precision import computes_in_bf16
 from medmae.training.schedules import warmed
 
 
@@ -105,9 +106,9 @@ class nnUNetTrainerMedMAE(nnUNetTrainer):
 
     def arithmetic(self) -> torch.autocast:
         """bf16 where the plan asks for it and there is no GPU; else what nnU-Net does by itself."""
-        return torch.autocast(
-            "cpu", torch.bfloat16, enabled=self.device.type == "cpu" and self.settings.cpu_precision == "bf16"
-        )
+        wanted = self.settings.cpu_precision
+        half = wanted == "bf16" or (wanted == "auto" and computes_in_bf16())
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.device.type == "cpu" and half)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, on a batch that may have lost some of its channels (NaN)."""

@@ -50,6 +50,7 @@ from medmae.training.checkpoint import (
     save_checkpoint,
 )
 from medmae.training.monitor import Monitor
+from medmae.training.precision import computes_in_bf16
 from medmae.training.previews import write_preview
 from medmae.training.schedules import lr_factor, make_optimizer
 
@@ -121,11 +122,17 @@ def pretrain(
 
 
 def make_fabric(plan: Plan, device: str, precision: str | None, devices: int, nodes: int, strategy: str) -> Fabric:
-    """Fabric for the machine at hand; says which setting is impossible instead of a traceback."""
+    """Fabric for the machine at hand; says which setting is impossible instead of a traceback. ``precision`` None: the
+    plan's, but fp32 on a processor that only imitates bf16."""
     if device == "cuda" and not torch.cuda.is_available():
         raise MedmaeError("no CUDA device is available", field="--device", found=device, remedy="Use --device cpu.")
     accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     chosen = precision or plan.training.precision
+    if chosen == "bf16" and accelerator == "cpu" and not computes_in_bf16():
+        if precision is None:
+            chosen = "32"
+        told = "the plan's bf16 is computed in fp32" if precision is None else "bf16 is many times slower than fp32"
+        logger.warning("this processor has no bf16 arithmetic: %s", told)
     try:
         return Fabric(
             accelerator=accelerator,

@@ -14,6 +14,7 @@ from medmae.errors import InputError
 from medmae.nnunet.finding import environment, plugin_folder
 from medmae.nnunet.trainer import Schedule, drop_channels, parameter_groups
 from medmae.plan import Finetuning
+from medmae.training.precision import computes_in_bf16
 from tests.nnunet.test_unetr import segmenter
 
 
@@ -108,6 +109,7 @@ def test_mirroring_and_arithmetic_are_the_plans(monkeypatch: pytest.MonkeyPatch)
     for settings, dtype in (
         (Finetuning(), torch.float32),
         (Finetuning(mirror=(0,), cpu_precision="bf16"), torch.bfloat16),
+        (Finetuning(cpu_precision="auto"), torch.bfloat16 if computes_in_bf16() else torch.float32),
     ):
         trainer.settings = settings
         rotation, flat, size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import medmae
 from medmae import Plan
 from medmae.errors import CheckpointError, InputError, MedmaeError, TrainingError
-from medmae.training.pretrain import pretrain
+from medmae.training.pretrain import make_fabric, pretrain
 from tests.training.conftest import PLAN
 
 WEIGHTS = Path("checkpoint/model.safetensors")
@@ -121,6 +121,25 @@ def test_options_reach_the_training(cohort: Path, tmp_path: Path) -> None:
     trained = run_of(cohort, tmp_path / "run", overrides=overrides, max_steps=2, precision="bf16")
     assert trained.steps == 2
     assert Plan.load(tmp_path / "run/plan.json").training.accumulate == 2
+
+
+@pytest.mark.parametrize(
+    ("able", "asked", "used"),
+    [
+        (True, None, torch.bfloat16),
+        (False, None, torch.float32),
+        (False, "bf16", torch.bfloat16),
+        (True, "32", torch.float32),
+    ],
+)
+def test_bf16_of_a_plan_is_fp32_where_it_is_imitated(
+    able: bool, asked: str | None, used: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("medmae.training.pretrain.computes_in_bf16", lambda: able)
+    fabric = make_fabric(Plan.load(PLAN, ["training.precision=bf16"]), "cpu", asked, 1, 1, "auto")
+    with fabric.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == used
+    assert ("no bf16 arithmetic" in caplog.text) is not able
 
 
 def test_cohort_in_memory_gives_the_same_run(cohort: Path, finished: Path, tmp_path: Path) -> None:
