@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from medmae.cohort.demo_study import SPLITS, DemoStudy, make_study, plan_study
 from medmae.errors import InputError
 from medmae.files import explained, replace_folder, write_text
 from medmae.imaging.nifti import read_nifti, write_nifti
+from medmae.processor import usable_cores
 
 CREDITS: Final = """\
 A demonstration cohort made by medmae (make_demo_cohort). These are not scans of anybody: not for clinical use.
@@ -147,7 +147,7 @@ def _make_all(
 
         replace_folder(folder, folder.with_name(f".{folder.name}.previous"), fill)
 
-    with ThreadPoolExecutor(max(1, min(jobs or min(_cores(), 8), len(todo)))) as pool:
+    with ThreadPoolExecutor(max(1, min(jobs or min(usable_cores(), 8), len(todo)))) as pool:
         running = {pool.submit(make, study): study for study in todo}
         try:
             for count, finished in enumerate(as_completed(running), start=1):
@@ -157,10 +157,6 @@ def _make_all(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _folder(out: Path, study: DemoStudy) -> Path:

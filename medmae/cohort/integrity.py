@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from medmae.cohort.study import Study
 from medmae.errors import InputError, Problem, nearest
 from medmae.imaging.dicom.series import Series
 from medmae.imaging.volume import Grid
+from medmae.processor import usable_cores
 
 MOST_TOLD = 20  # studies of which the text says which DICOM series is what; --json says it of all
 
@@ -177,11 +177,6 @@ def inspect(data: str | Path, *, modalities: Sequence[str] | None = None, jobs: 
             if any(problem.fatal for problem in wrong):
                 failed.add(study.id)
     return Inspection(Path(data), layout.name, studies, problems, sorted(failed), grids)
-
-
-def usable_cores() -> int:
-    """The cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def of_interest(layout: Layout, modalities: Sequence[str] | None, data: Path) -> tuple[list[Study], list[Problem]]:

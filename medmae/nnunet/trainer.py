@@ -20,7 +20,7 @@ from medmae.errors import InputError
 from medmae.nnunet.finding import KEY
 from medmae.nnunet.transfer import transfer
 from medmae.plan import Finetuning
-from medmae.training.precision import computes_in_bf16
+from medmae.processor import computes_in_bf16, usable_threads
 from medmae.training.schedules import warmed
 
 
@@ -73,7 +73,13 @@ class nnUNetTrainerMedMAE(nnUNetTrainer):
         self.dropout_rng = np.random.default_rng([self.ours["seed"], fold if isinstance(fold, int) else 99])
 
     def initialize(self) -> None:
-        """nnU-Net's, from a seed; the checkpoint's weights come when it asks for the optimiser."""
+        """nnU-Net's, from a seed; the checkpoint's weights come when it asks for the optimiser.
+
+        On a CPU with the threads that this process has cores for. nnU-Net takes one for each core of the machine: in a
+        share of a cluster's node, or with two trainings side by side, they mostly wait for one another.
+        """
+        if self.device.type == "cpu":
+            torch.set_num_threads(usable_threads())
         torch.manual_seed(self.ours["seed"])
         np.random.seed(self.ours["seed"])  # nnU-Net's loaders and augmentation draw from it
         super().initialize()

@@ -36,6 +36,7 @@ from medmae.files import explained, write_text
 from medmae.models.base import MaskedAutoencoder, without_repeats
 from medmae.models.zoo import check_plan, create
 from medmae.plan import Plan
+from medmae.processor import computes_in_bf16
 from medmae.progress import progress_callback
 from medmae.training.augment import augment
 from medmae.training.batches import Batch, Crops, prefetch, sample_rng, to_device
@@ -50,7 +51,6 @@ from medmae.training.checkpoint import (
     save_checkpoint,
 )
 from medmae.training.monitor import Monitor
-from medmae.training.precision import computes_in_bf16
 from medmae.training.previews import write_preview
 from medmae.training.schedules import lr_factor, make_optimizer
 

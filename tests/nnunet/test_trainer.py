@@ -14,7 +14,7 @@ from medmae.errors import InputError
 from medmae.nnunet.finding import environment, plugin_folder
 from medmae.nnunet.trainer import Schedule, drop_channels, parameter_groups
 from medmae.plan import Finetuning
-from medmae.training.precision import computes_in_bf16
+from medmae.processor import computes_in_bf16
 from tests.nnunet.test_unetr import segmenter
 
 
@@ -119,3 +119,22 @@ def test_mirroring_and_arithmetic_are_the_plans(monkeypatch: pytest.MonkeyPatch)
         trainer.train_step({})
         trainer.validation_step({})
         assert seen == [dtype, dtype]
+
+
+def test_threads_of_a_cpu_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net takes as many as the machine has cores, whatever the process was given."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from medmae.nnunet.trainer import nnUNetTrainerMedMAE
+
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda self: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    trainer = object.__new__(nnUNetTrainerMedMAE)
+    trainer.device, trainer.ours = torch.device("cpu"), {"seed": 0}
+    before = torch.get_num_threads()
+    torch.set_num_threads(7)
+    try:
+        trainer.initialize()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
