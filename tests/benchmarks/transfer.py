@@ -3,11 +3,11 @@
     python tests/benchmarks/transfer.py TASK OUT [--data FOLDER_OF_REAL_SCANS] [--methods PLAN...] [--seeds 0 1 2]
 
 TASK is ``hippocampus`` or ``oasis`` (real scans, split by subject as written down here), ``lesions`` (the
-demonstration's cohort with 4, 8 and 16 labelled studies) or ``tumours`` (likewise, of a larger one). Every method is
-pre-trained on the images of the training side, labels unused, then fine-tuned by nnU-Net's own commands on the same
-few labelled cases, with the same steps, rates and held-out cases with and without the weights. Finished trainings are
-kept in ``OUT/rows.jsonl`` and not repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where the
-number of labels varies.
+demonstration's cohort with 4, 8 and 16 labelled studies), ``tumours`` (likewise, of a larger one) or ``tumours-t1``
+(the same with nothing but T1 of the labelled and the held-out studies). Every method is pre-trained on the images of
+the training side, labels unused, then fine-tuned by nnU-Net's own commands on the same few labelled cases, with the
+same steps, rates and held-out cases with and without the weights. Finished trainings are kept in ``OUT/rows.jsonl`` and
+not repeated, so a stopped run goes on. Ends with the table, and ``curve.png`` where the number of labels varies.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,20 @@ HELD_OUT_HIPPOCAMPUS = ("28", "29")  # blocks of ten ids, 280 to 299: a person's
 
 @dataclass(frozen=True)
 class Task:
-    """One data set: labelled cases that train, by number of labels; overrides of the pre-training plans, by method
-    ("" for all); overrides and length of the fine-tuning."""
+    """One data set: labelled cases that train, by number of labels; length and patch of the fine-tuning; overrides of
+    the pre-training plans and of their fine-tuning, by method ("" for all)."""
 
     labels: tuple[int, ...]
     epochs: int
     steps: int
     patch: tuple[int, int, int]
     plans: dict[str, list[str]]
-    finetuning: tuple[str, ...] = ()
+    finetuning: dict[str, list[str]] = field(default_factory=dict)
 
 
 ALWAYS = (
     *("optimizer=adamw", "lr=0.001", "decay=cosine", "warmup=0.1", "weight_decay=0.01"),
-    *("mirror=[0]", "cpu_precision=bf16"),  # left and right alone, and what a CPU is quickest in
+    *("mirror=[0]", "cpu_precision=auto"),  # left and right alone, and what a CPU is quickest in
 )
 
 
@@ -96,7 +96,7 @@ TASKS = {
             "": ["image.spacing=[3,3,3]", "image.crop=[48,48,48]", "reconstruction.shifts=1"],
             "bm-mae-tiny": [*VIT, "model.patch=[8,8,8]", "model.width=192", "training.epochs=40"],
         },
-        finetuning=("modality_dropout=0.3",),
+        finetuning={"": ["modality_dropout=0.3"]},
     ),
     "tumours": Task(
         (4, 8, 16),
@@ -110,7 +110,26 @@ TASKS = {
                 *("training.batch_size=16", "training.epochs=40", "training.steps_per_epoch=100"),
             ],
         },
-        finetuning=("modality_dropout=0.3",),
+        finetuning={"": ["modality_dropout=0.3"]},
+    ),
+    "tumours-t1": Task(
+        (4, 8, 16),
+        epochs=25,
+        steps=10,
+        patch=(16, 16, 16),
+        plans={
+            "": ["image.spacing=[4,4,4]"],
+            "bm-mae-tiny": [
+                *("image.crop=[16,16,16]", "model.depth=4", "model.width=192"),
+                *("training.batch_size=8", "training.epochs=40", "training.steps_per_epoch=100"),
+            ],
+            "resenc-mae-tiny": [
+                *("image.crop=[32,32,32]", "model.features=[8,16,32,64]"),
+                *("training.epochs=50", "training.checkpoint_every=10"),
+            ],
+        },
+        # the rate was chosen on training studies alone, for both networks with and without the weights
+        finetuning={"": ["lr=0.004"], "bm-mae-tiny": ["batch_size=4"], "resenc-mae-tiny": ["batch_size=8"]},
     ),
 }
 
@@ -119,8 +138,8 @@ def prepare(name: str, data: Path | None, out: Path) -> tuple[Path, list[str], l
     """nnU-Net's raw folder, the ids of the training side and of the held-out one, and the images to pre-train on."""
     if name == "lesions":
         return lesions(out)
-    if name == "tumours":
-        return tumours(out)
+    if name.startswith("tumours"):
+        return tumours_of_t1(out) if name == "tumours-t1" else tumours(out)
     if data is None:
         raise SystemExit("--data: name the folder of real scans")
     return hippocampus(data, out) if name == "hippocampus" else oasis(data, out)
@@ -156,21 +175,42 @@ def lesions(out: Path) -> tuple[Path, list[str], list[str], Path]:
 def tumours(out: Path) -> tuple[Path, list[str], list[str], Path]:
     """The third of a larger cohort that has a tumour, its three tissues; the images of all others pre-train too."""
     cohort = medmae.make_demo_cohort(out / "scans", studies=48, held_out=24)
-    ill = {line["study"] for line in csv.DictReader((out / "scans" / "cohort.csv").open()) if line["has_tumour"] == "1"}
-    tissues = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3}
-    return of_demo(cohort, out, "Dataset302_Tumours", lambda dataset: keep_labels(dataset, tissues), ill)
+    return of_demo(cohort, out, "Dataset302_Tumours", keep_tissues, with_tumour(out / "scans"))
+
+
+def tumours_of_t1(out: Path) -> tuple[Path, list[str], list[str], Path]:
+    """Likewise, but T1 is all that the labelled and the held-out studies have; 48 studies, with all they have, are the
+    images (of three more come labels: sixteen of those with a tumour have a T1)."""
+    cohort = medmae.make_demo_cohort(out / "scans", studies=51, held_out=24)
+    for study in sorted(cohort.train.iterdir())[:48]:
+        for file in study.iterdir():
+            link(file, out / "unlabelled" / study.name / file.name)
+    ill = {s for s in with_tumour(out / "scans") if any((out / "scans").glob(f"*/{s}/t1.nii.gz"))}
+    dataset, ids, held_out, _ = of_demo(cohort, out, "Dataset303_TumoursT1", keep_tissues, ill, ("t1", "seg"))
+    return dataset, ids, held_out, out / "unlabelled"
+
+
+def with_tumour(scans: Path) -> set[str]:
+    return {line["study"] for line in csv.DictReader((scans / "cohort.csv").open()) if line["has_tumour"] == "1"}
 
 
 def of_demo(
-    cohort: DemoCohort, out: Path, name: str, mend: Callable[[Path], None], chosen: Collection[str] | None = None
+    cohort: DemoCohort,
+    out: Path,
+    name: str,
+    mend: Callable[[Path], None],
+    chosen: Collection[str] | None = None,
+    images: Collection[str] | None = None,
 ) -> tuple[Path, list[str], list[str], Path]:
-    """``chosen``: the studies whose labels are used, all if None. ``mend`` changes the labels of nnU-Net's folder."""
+    """``chosen``: the studies whose labels are used, ``images``: what is used of them; all if None. ``mend`` changes
+    the labels of nnU-Net's folder."""
     dataset, both = out / "raw" / name, out / "studies"
     if not (dataset / "dataset.json").exists():
         for study in [*cohort.train.iterdir(), *cohort.held_out.iterdir()]:
             if chosen is None or study.name in chosen:
                 for file in study.iterdir():
-                    link(file, both / study.name / file.name)
+                    if images is None or file.name.removesuffix(".nii.gz") in images:
+                        link(file, both / study.name / file.name)
         medmae.make_dataset(both, dataset, incomplete=True)
         mend(dataset)
     held_out = {study.name for study in cohort.held_out.iterdir()}
@@ -193,8 +233,9 @@ def join_labels(dataset: Path) -> None:
     relabel(dataset, lambda label: label > 0, {"background": 0, "lesion": 1})
 
 
-def keep_labels(dataset: Path, labels: dict[str, int]) -> None:
-    """What has another label becomes background."""
+def keep_tissues(dataset: Path) -> None:
+    """What is no tissue of a tumour becomes background."""
+    labels = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3}
     relabel(dataset, lambda label: np.where(np.isin(label, list(labels.values())), label, 0), labels)
 
 
@@ -214,7 +255,14 @@ def labelled(ids: Sequence[str], number: int, seed: int) -> list[str]:
 
 
 def train(
-    task: Task, dataset: Path, run: Path, place: Path, split: dict[str, list[str]], seed: int, scratch: bool
+    task: Task,
+    method: str,
+    dataset: Path,
+    run: Path,
+    place: Path,
+    split: dict[str, list[str]],
+    seed: int,
+    scratch: bool,
 ) -> dict[str, Any]:
     """One fine-tuning; the row of the table."""
     prepared, preprocessed = run.parent / f"preprocessed{'-scratch' * scratch}", place / "preprocessed"
@@ -228,7 +276,7 @@ def train(
         run,
         place,
         from_scratch=scratch,
-        overrides=[*ALWAYS, *task.finetuning],
+        overrides=[*ALWAYS, *task.finetuning.get("", []), *task.finetuning.get(method, [])],
         epochs=task.epochs,
         steps_per_epoch=task.steps,
         validation_steps=1,
@@ -315,7 +363,7 @@ def main() -> None:
                     if any({**done, **row} == done for done in read(record)):
                         continue
                     place = out / method / f"{number}-{seed}{'-scratch' * scratch}"
-                    row |= train(task, dataset, run, place, split, seed, scratch)
+                    row |= train(task, method, dataset, run, place, split, seed, scratch)
                     with record.open("a", encoding="utf-8") as stream:
                         stream.write(json.dumps(row) + "\n")
                     print(row, flush=True)
