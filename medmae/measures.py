@@ -166,7 +166,7 @@ def tell_memory() -> None:
     """The child of :func:`memory_of_process`: a plan on stdin, the two figures on stdout."""
     before = peak_resident()
     plan = Plan.load(json.load(sys.stdin))
-    step = training_step(plan, make_fabric(plan, "cpu", None, 1, 1, "auto"))
+    step = training_step(plan, make_fabric(plan, "cpu", plan.training.precision, 1, 1, "auto"))
     for _ in range(_WARM_UP):
         step()
     print(json.dumps([peak_resident(), before]))

@@ -129,9 +129,9 @@ def make_fabric(plan: Plan, device: str, precision: str | None, devices: int, no
     accelerator = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     chosen = precision or plan.training.precision
     if chosen == "bf16" and accelerator == "cpu" and not computes_in_bf16():
+        told = "bf16 is many times slower than fp32"
         if precision is None:
-            chosen = "32"
-        told = "the plan's bf16 is computed in fp32" if precision is None else "bf16 is many times slower than fp32"
+            chosen, told = "32", "the plan's bf16 is computed in fp32"
         logger.warning("this processor has no bf16 arithmetic: %s", told)
     try:
         return Fabric(

@@ -45,7 +45,7 @@ def step_of_ours(options: dict[str, Any]) -> Contestant:
     libraries = peak_resident()
     settings = [f"training.batch_size={options['batch']}", f"training.precision={options['precision']}"]
     plan = Plan.load(PLAN, [*settings, *options["overrides"]])
-    fabric = make_fabric(plan, options["device"], None, 1, 1, "auto")
+    fabric = make_fabric(plan, options["device"], plan.training.precision, 1, 1, "auto")
     return repeated(training_step(plan, fabric), fabric.device, options["batch"], libraries)
 
 

@@ -62,6 +62,10 @@ VIT = [
     "training.epochs=10",
     "training.steps_per_epoch=60",
 ]
+VIT_OF_TUMOURS = [
+    *("model.depth=4", "model.width=192", "image.crop=[16,16,16]"),
+    *("training.epochs=40", "training.steps_per_epoch=100"),
+]
 TASKS = {
     "hippocampus": Task(
         (16,),
@@ -105,10 +109,7 @@ TASKS = {
         patch=(32, 32, 32),
         plans={
             "": ["image.spacing=[4,4,4]", "image.crop=[32,32,32]", "reconstruction.shifts=1"],
-            "bm-mae-tiny": [
-                *("model.depth=4", "model.width=192", "image.crop=[16,16,16]", "training.precision=bf16"),
-                *("training.batch_size=16", "training.epochs=40", "training.steps_per_epoch=100"),
-            ],
+            "bm-mae-tiny": [*VIT_OF_TUMOURS, "training.precision=bf16", "training.batch_size=16"],
         },
         finetuning={"": ["modality_dropout=0.3"]},
     ),
@@ -119,10 +120,7 @@ TASKS = {
         patch=(16, 16, 16),
         plans={
             "": ["image.spacing=[4,4,4]"],
-            "bm-mae-tiny": [
-                *("image.crop=[16,16,16]", "model.depth=4", "model.width=192"),
-                *("training.batch_size=8", "training.epochs=40", "training.steps_per_epoch=100"),
-            ],
+            "bm-mae-tiny": [*VIT_OF_TUMOURS, "training.batch_size=8"],
             "resenc-mae-tiny": [
                 *("image.crop=[32,32,32]", "model.features=[8,16,32,64]"),
                 *("training.epochs=50", "training.checkpoint_every=10"),
@@ -136,10 +134,9 @@ TASKS = {
 
 def prepare(name: str, data: Path | None, out: Path) -> tuple[Path, list[str], list[str], Path]:
     """nnU-Net's raw folder, the ids of the training side and of the held-out one, and the images to pre-train on."""
-    if name == "lesions":
-        return lesions(out)
-    if name.startswith("tumours"):
-        return tumours_of_t1(out) if name == "tumours-t1" else tumours(out)
+    demonstrations = {"lesions": lesions, "tumours": tumours, "tumours-t1": tumours_of_t1}
+    if name in demonstrations:
+        return demonstrations[name](out)
     if data is None:
         raise SystemExit("--data: name the folder of real scans")
     return hippocampus(data, out) if name == "hippocampus" else oasis(data, out)
@@ -254,6 +251,11 @@ def labelled(ids: Sequence[str], number: int, seed: int) -> list[str]:
     return sorted(ids[i] for i in order[:number])
 
 
+def of_method(overrides: dict[str, list[str]], method: str) -> list[str]:
+    """Those for all methods, then the method's own, which count where both have a field."""
+    return [*overrides.get("", []), *overrides.get(method, [])]
+
+
 def train(
     task: Task,
     method: str,
@@ -276,7 +278,7 @@ def train(
         run,
         place,
         from_scratch=scratch,
-        overrides=[*ALWAYS, *task.finetuning.get("", []), *task.finetuning.get(method, [])],
+        overrides=[*ALWAYS, *of_method(task.finetuning, method)],
         epochs=task.epochs,
         steps_per_epoch=task.steps,
         validation_steps=1,
@@ -353,7 +355,7 @@ def main() -> None:
     dataset, ids, held_out, images = prepare(options.task, options.data, out)
     record = out / "rows.jsonl"
     for method in options.methods:
-        plan = medmae.Plan.load(method, [*task.plans[""], *task.plans.get(method, [])])
+        plan = medmae.Plan.load(method, of_method(task.plans, method))
         run = medmae.pretrain(images, plan, out / method / "run", resume=True).run
         for seed in options.seeds:
             for number in task.labels:
