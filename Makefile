@@ -21,7 +21,7 @@ test: $(READY)  ## The tests, without those that take long
 	$(PYTEST) -m "not slow and not benchmark"
 
 test-slow: $(READY)  ## The tests that take long
-	$(PYTEST) -m "slow and not benchmark" || [ $$? -eq 5 ]  # 5: there are none
+	$(PYTEST) -v -m "slow and not benchmark" || [ $$? -eq 5 ]  # 5: there are none
 
 test-all: $(READY)  ## Every test
 	$(PYTEST) -m "not benchmark"
