@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from medmae.measures import (
     memory_of_process,
     peak_resident,
     step_flops,
+    tell_memory,
     usual_shape,
 )
 from medmae.plan import Plan
@@ -184,6 +186,21 @@ def test_command_prints_json_and_no_traceback(monkeypatch: pytest.MonkeyPatch, r
 def test_missing_gpu_is_said() -> None:
     with pytest.raises(MedmaeError, match="no CUDA device"):
         benchmark(Plan.load(PLAN), device="cuda")
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", "bf16-mixed"), ("32", "32-true")])
+def test_memory_is_measured_in_the_precision_it_is_labelled_with(
+    precision: str, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where training itself would turn bf16 into fp32, because the processor only imitates it."""
+    monkeypatch.setattr("medmae.training.pretrain.computes_in_bf16", lambda: False)
+    monkeypatch.setattr("sys.stdin", io.StringIO(Plan.load(PLAN, [f"training.precision={precision}"]).to_json()))
+    used = []
+    monkeypatch.setattr("medmae.measures.training_step", lambda _, fabric: lambda: used.append(fabric))
+    tell_memory()
+    assert used and {fabric._precision.precision for fabric in used} == {expected}
+    peak, before = json.loads(capsys.readouterr().out)
+    assert peak >= before > 0
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="address space limits are Linux's")
