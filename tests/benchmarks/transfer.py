@@ -34,6 +34,8 @@ METHODS = ("bm-mae-tiny", "hi-end-mae-tiny", "resenc-mae-tiny", "spark-tiny")
 HELD_OUT_OASIS = ("oasis-0353", "oasis-0368", "oasis-0379", "oasis-0395", "oasis-0417", "oasis-0456")
 HELD_OUT_HIPPOCAMPUS = ("28", "29")  # blocks of ten ids, 280 to 299: a person's two sides are cases of one block
 
+TISSUES = {"tumour_core": 1, "oedema": 2, "enhancing_rim": 3}  # a tumour's, as the demonstration labels them
+
 
 @dataclass(frozen=True)
 class Task:
@@ -266,13 +268,16 @@ def join_labels(dataset: Path) -> None:
 
 def keep_tissues(dataset: Path) -> None:
     """What is no tissue of a tumour becomes background."""
-    labels = {"background": 0, "tumour_core": 1, "oedema": 2, "enhancing_rim": 3}
-    relabel(dataset, lambda label: np.where(np.isin(label, list(labels.values())), label, 0), labels)
+    relabel(dataset, lambda label: np.where(of_tumour(label), label, 0), {"background": 0, **TISSUES})
 
 
 def join_tissues(dataset: Path) -> None:
     """The tissues of a tumour become label 1, everything else background."""
-    relabel(dataset, lambda label: (label > 0) & (label < 4), {"background": 0, "tumour": 1})
+    relabel(dataset, of_tumour, {"background": 0, "tumour": 1})
+
+
+def of_tumour(label: np.ndarray) -> np.ndarray:
+    return np.isin(label, list(TISSUES.values()))
 
 
 def relabel(dataset: Path, change: Callable[[np.ndarray], np.ndarray], labels: dict[str, int]) -> None:
