@@ -198,6 +198,8 @@ def open_cohort(
         fabric.barrier()
         data = run / "cohort"
     cohort = Cohort.open(data)
+    if not cohort.studies and problems:  # why every one of them failed says more than that none is left
+        raise InputError.of(problems)
     if cohort.image != plan.image.model_copy(update={"crop": cohort.image.crop}):
         ours, theirs = plan.image.model_dump(), cohort.image.model_dump()
         different = [k for k in ours if k != "crop" and ours[k] != theirs[k]]

@@ -196,6 +196,15 @@ def test_bad_input_is_refused_before_anything_is_trained(cohort: Path, tmp_path:
         run_of(cohort, blocked / "run")
 
 
+def test_when_no_study_can_be_prepared_every_reason_is_told(tmp_path: Path) -> None:
+    for study in ("a", "b"):
+        (tmp_path / "scans" / study).mkdir(parents=True)
+        (tmp_path / "scans" / study / "t1.nii.gz").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"t1\.nii\.gz") as refused:
+        run_of(tmp_path / "scans", tmp_path / "run")
+    assert len(refused.value.problems) == 2
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(cohort: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
