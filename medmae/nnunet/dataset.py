@@ -77,6 +77,15 @@ def make_dataset(
     if not wanted and labelled:
         counts = Counter(m for s in labelled for m in s.images)
         wanted = [m for m, n in counts.items() if 2 * n >= len(labelled)]
+        if not wanted:
+            raise InputError(
+                "no modality that at least half of the labelled studies have",
+                where=data,
+                field="--modality",
+                found=", ".join(f"{m} in {n} of {len(labelled)}" for m, n in sorted(counts.items())),
+                remedy="Name those to use with --modality, and keep studies that lack some with --incomplete.",
+                problems=problems,
+            )
     needed = any if incomplete else all
     complete = [s for s in labelled if needed(m in s.images for m in wanted)]
     for study in labelled:

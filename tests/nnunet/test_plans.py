@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,14 @@ def test_a_data_set_is_made_of_any_layout(tmp_path: Path) -> None:
         make_dataset(scans, tmp_path / "Made")
     with pytest.raises(InputError, match="there are seg"):
         make_dataset(scans, tmp_path / "Dataset009_Made", label="tumour")
+    for case in list(scans.iterdir()):  # now every study has another modality than the others
+        shutil.rmtree(case)
+    for modality in ("t1", "t2", "flair"):
+        case = scans / f"with-{modality}"
+        case.mkdir()
+        for name in (modality, "seg"):
+            nib.save(nib.Nifti1Image(label, image.affine), case / f"{name}.nii.gz")
+    with pytest.raises(InputError, match="--modality.*half.*flair in 1 of 3"):
+        make_dataset(scans, tmp_path / "Dataset010_Made", incomplete=True)
+    each = make_dataset(scans, tmp_path / "Dataset010_Made", incomplete=True, modalities=["t1", "t2", "flair"])
+    assert len(each.studies) == 3
