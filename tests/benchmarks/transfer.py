@@ -4,7 +4,8 @@
 
 TASK is ``hippocampus`` or ``oasis`` (real scans, split by subject as written down here), ``lesions`` (the
 demonstration's cohort with 4, 8 and 16 labelled studies), ``tumours`` (likewise, of a larger one), ``tumours-t1`` (the
-same with nothing but T1 of the labelled and the held-out studies) or ``tumours-t2`` (the whole tumour on T2 alone).
+same with nothing but T1 of the labelled and the held-out studies), ``tumours-t2`` (the whole tumour on T2 alone) or
+``whole-t1`` (the whole tumour on T1 alone, a larger cohort to pre-train on).
 Every method is pre-trained on the images of the training side, labels unused, then fine-tuned by nnU-Net's own commands
 on the same few labelled cases, with the same steps, rates and held-out cases with and without the weights. Finished
 trainings are kept in ``OUT/rows.jsonl`` and not repeated, so a stopped run goes on. Ends with the table, and
@@ -69,6 +70,13 @@ VIT_OF_TUMOURS = [
     *("model.depth=4", "model.width=192", "image.crop=[16,16,16]"),
     *("training.epochs=40", "training.steps_per_epoch=100"),
 ]
+# As in the published model the tokens compress (512 voxels to 192 numbers), and the image's own skip connection sees
+# half as far as at 4 mm.
+VIT_AT_2_MM = [
+    *("model.patch=[8,8,8]", "model.depth=4", "model.width=192"),
+    *("training.batch_size=8", "training.steps_per_epoch=100"),
+    *("training.validate_every=2", "training.preview_every=20", "training.checkpoint_every=2"),
+]
 TASKS = {
     "hippocampus": Task(
         (16,),
@@ -132,8 +140,7 @@ TASKS = {
         # the rate was chosen on training studies alone, for both networks with and without the weights
         finetuning={"": ["lr=0.004"], "bm-mae-tiny": ["batch_size=4"], "resenc-mae-tiny": ["batch_size=8"]},
     ),
-    # 2 mm voxels in patches of 8: as in the published model the tokens compress (512 voxels to 192 numbers), and the
-    # image's own skip connection sees half as far as at 4 mm; the rate was chosen on training studies alone
+    # the rate was chosen on training studies alone
     "tumours-t2": Task(
         (4, 8, 16),
         epochs=20,
@@ -141,20 +148,34 @@ TASKS = {
         patch=(32, 32, 32),
         plans={
             "": ["image.spacing=[2,2,2]", "image.crop=[32,32,32]"],
-            "bm-mae-tiny": [
-                *("model.patch=[8,8,8]", "model.depth=4", "model.width=192"),
-                *("training.batch_size=8", "training.epochs=40", "training.steps_per_epoch=100"),
-                *("training.validate_every=2", "training.preview_every=20", "training.checkpoint_every=2"),
-            ],
+            "bm-mae-tiny": [*VIT_AT_2_MM, "training.epochs=40"],
         },
         finetuning={"": ["lr=0.006", "batch_size=4"], "bm-mae-tiny": ["feature_size=8"]},
+    ),
+    # layer_decay helps the network from scratch, too: on training studies it was better off with it than without
+    "whole-t1": Task(
+        (4, 8, 16),
+        epochs=20,
+        steps=10,
+        patch=(32, 32, 32),
+        plans={
+            "": ["image.spacing=[2,2,2]", "image.crop=[32,32,32]"],
+            "bm-mae-tiny": [*VIT_AT_2_MM, "training.epochs=70"],
+        },
+        finetuning={
+            "": ["lr=0.006", "batch_size=4", "mirror=[]"],
+            "bm-mae-tiny": ["feature_size=8", "layer_decay=0.5"],
+        },
     ),
 }
 
 
 def prepare(name: str, data: Path | None, out: Path) -> tuple[Path, list[str], list[str], Path]:
     """nnU-Net's raw folder, the ids of the training side and of the held-out one, and the images to pre-train on."""
-    demonstrations = {"lesions": lesions, "tumours": tumours, "tumours-t1": tumours_of_t1, "tumours-t2": tumours_of_t2}
+    demonstrations = {
+        **{"lesions": lesions, "tumours": tumours, "tumours-t1": tumours_of_t1, "tumours-t2": tumours_of_t2},
+        "whole-t1": whole_tumours_of_t1,
+    }
     if name in demonstrations:
         return demonstrations[name](out)
     if data is None:
@@ -198,7 +219,7 @@ def tumours(out: Path) -> tuple[Path, list[str], list[str], Path]:
 def tumours_of_t1(out: Path) -> tuple[Path, list[str], list[str], Path]:
     """Likewise, but T1 is all that the labelled and the held-out studies have."""
     cohort = medmae.make_demo_cohort(out / "scans", studies=51, held_out=24)
-    return tumours_of_one(cohort, out, "Dataset303_TumoursT1", keep_tissues, "t1")
+    return tumours_of_one(cohort, out, "Dataset303_TumoursT1", keep_tissues, "t1", images=48)
 
 
 def tumours_of_t2(out: Path) -> tuple[Path, list[str], list[str], Path]:
@@ -206,16 +227,30 @@ def tumours_of_t2(out: Path) -> tuple[Path, list[str], list[str], Path]:
     at when this task was chosen."""
     cohort = medmae.make_demo_cohort(out / "scans", studies=51, held_out=48)
     seen = {study.name for study in sorted(cohort.held_out.iterdir())[:24]}
-    return tumours_of_one(cohort, out, "Dataset304_TumoursT2", join_tissues, "t2", seen)
+    return tumours_of_one(cohort, out, "Dataset304_TumoursT2", join_tissues, "t2", images=48, without=seen)
+
+
+def whole_tumours_of_t1(out: Path) -> tuple[Path, list[str], list[str], Path]:
+    """Likewise on T1, with 120 studies to pre-train on; the held-out ones are the last 24 of 72, others than the tasks
+    above have."""
+    cohort = medmae.make_demo_cohort(out / "scans", studies=120, held_out=72)
+    seen = {study.name for study in sorted(cohort.held_out.iterdir())[:48]}
+    return tumours_of_one(cohort, out, "Dataset305_WholeTumoursT1", join_tissues, "t1", images=120, without=seen)
 
 
 def tumours_of_one(
-    cohort: DemoCohort, out: Path, name: str, mend: Callable[[Path], None], modality: str, without: Collection[str] = ()
+    cohort: DemoCohort,
+    out: Path,
+    name: str,
+    mend: Callable[[Path], None],
+    modality: str,
+    images: int,
+    without: Collection[str] = (),
 ) -> tuple[Path, list[str], list[str], Path]:
-    """48 studies, with all they have, are the images; of three more come labels, as not every tumour has every
-    modality."""
+    """The first ``images`` studies, with all they have, are what pre-trains; labels come of every tumour that has the
+    modality, be it among them or not."""
     scans = cohort.train.parent
-    for study in sorted(cohort.train.iterdir())[:48]:
+    for study in sorted(cohort.train.iterdir())[:images]:
         for file in study.iterdir():
             link(file, out / "unlabelled" / study.name / file.name)
     ill = {s for s in with_tumour(scans) - set(without) if any(scans.glob(f"*/{s}/{modality}.nii.gz"))}
